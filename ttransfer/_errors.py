@@ -1,0 +1,48 @@
+"""The one error type, and the wording it shares.
+
+Everything in the library may import this file; it imports nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["TransferError", "nearest"]
+
+
+class TransferError(ValueError):
+    """Raised for every mistake that the library can name.
+
+    The message says what was called, what it got, what it wanted, and what is near.
+
+    Example:
+        >>> import ttransfer as tt
+        >>> tt.read("student(source")
+        Traceback (most recent call last):
+        ...
+        ttransfer._errors.TransferError: cannot read 'student(source': expected ')' at position 14, found the end
+    """
+
+
+def nearest(name: str, candidates: Iterable[str], limit: int = 3) -> str:
+    """Return the tail of a message: what `name` may have meant.
+
+    Example:
+        >>> nearest("layr4", ["layer4", "fc"])
+        "; did you mean 'layer4'?"
+        >>> nearest("zzz", ["layer4", "fc"])
+        '; there are: fc, layer4'
+    """
+    known = sorted(set(candidates))
+    if not known:
+        return "; there are none"
+    close = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
+    # A dotted path often differs in one part only: compare its last part too.
+    if not close:
+        tails = {k.rsplit(".", 1)[-1]: k for k in known}
+        close = [tails[t] for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=limit, cutoff=0.75)]
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    shown = ", ".join(known[:12])
+    return f"; there are: {shown}" + (f", ... ({len(known)} in all)" if len(known) > 12 else "")

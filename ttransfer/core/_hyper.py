@@ -1,0 +1,115 @@
+"""Hyper-parameters as tensors: flattening, evaluating, setting.
+
+A number is one entry of `State.hyper` under its own name; a schedule is one entry for each of its
+numbers ("optim.lr.peak") and is evaluated at the step. All are float64, cast where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttransfer._errors import TransferError, nearest
+from ttransfer.core._types import Fixed, Schedule, State
+
+__all__ = ["at_use", "evaluate", "fixed", "is_number", "numbers", "resolve", "set_hyper"]
+
+
+def fixed(value: Any) -> Fixed:
+    """Keep a hyper-parameter a Python value: it is compiled in, and cannot be swept.
+
+    Example:
+        >>> import ttransfer as tt
+        >>> tt.fixed(4.0)
+        Fixed(value=4.0)
+    """
+    return Fixed(value)
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value can be a hyper-parameter: a float, an int, a 0-d tensor or a schedule."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0
+    return isinstance(value, (int, float, Schedule)) and not isinstance(value, bool)
+
+
+def numbers(name: str, value: Any) -> dict[str, float]:
+    """Return the entries of `State.hyper` that a hyper-parameter needs.
+
+    Example:
+        >>> numbers("kd.temperature", 4.0)
+        {'kd.temperature': 4.0}
+        >>> numbers("optim.lr", Schedule(lambda step, h: h["peak"], {"peak": 0.1}))
+        {'optim.lr.peak': 0.1}
+    """
+    if isinstance(value, Schedule):
+        return {f"{name}.{key}": float(number) for key, number in value.hyper.items()}
+    return {name: float(value)}
+
+
+def evaluate(name: str, value: Any, hyper: Mapping[str, Tensor], step: Tensor) -> Tensor:
+    """Return the value of a hyper-parameter at a step, a 0-d float64 tensor."""
+    if isinstance(value, Schedule):
+        own = {key: hyper[f"{name}.{key}"] for key in value.hyper}
+        return value.apply(step.to(torch.float64), own).to(torch.float64)
+    return hyper[name]
+
+
+def resolve(
+    declared: Mapping[str, Any], hyper: Mapping[str, Tensor], step: Tensor, prefix: str = ""
+) -> dict[str, Tensor]:
+    """Evaluate all declared hyper-parameters that `hyper` has entries for."""
+    found: dict[str, Tensor] = {}
+    for key, value in declared.items():
+        name = prefix + key
+        if not isinstance(value, Fixed) and all(n in hyper for n in numbers(name, value)):
+            found[key] = evaluate(name, value, hyper, step)
+    return found
+
+
+def at_use(hyper: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Cast hyper-parameters to the dtype they are used with, float32 at least."""
+    to = torch.promote_types(dtype, torch.float32)
+    return {key: value.to(to) for key, value in hyper.items()}
+
+
+def set_hyper(state: State, values: Mapping[str, float | Tensor]) -> State:
+    """Return the state with hyper-parameters changed; nothing recompiles.
+
+    Args:
+        state: of any step, an ensemble's too (one value is then given to every member).
+        values: name -> number, or a tensor that broadcasts to the entry's shape.
+
+    Returns:
+        A state that shares all other tensors with `state`.
+
+    Raises:
+        TransferError: for a name that is not in `state.hyper`.
+
+    Example:
+        >>> import torch, torch.nn.functional as F, ttransfer as tt
+        >>> net = tt.functional(torch.nn.Linear(2, 2))
+        >>> step = tt.step({"net": net}, tt.optim.sgd(0.1), trainable=("net",),
+        ...                task=tt.term(F.cross_entropy, "net(source)", "source.y"))
+        >>> state = step.init({"source": {"x": torch.ones(3, 2), "y": torch.tensor([0, 1, 0])}})
+        >>> tt.set_hyper(state, {"optim.lr": 0.5}).hyper["optim.lr"]
+        tensor(0.5000, dtype=torch.float64)
+    """
+    hyper = dict(state.hyper)
+    for name, value in values.items():
+        if name not in hyper:
+            raise TransferError(f"set_hyper: no hyper-parameter {name!r}{nearest(name, hyper)}")
+        old = hyper[name]
+        new = torch.as_tensor(value, dtype=old.dtype, device=old.device)
+        try:
+            hyper[name] = new.expand(old.shape).clone()
+        except RuntimeError as error:
+            raise TransferError(
+                f"set_hyper: {name!r} has shape {tuple(old.shape)}, the value given {tuple(new.shape)}"
+            ) from error
+    return State(
+        state.trainable, state.frozen, state.buffers, state.terms, state.opt, state.ema, hyper, state.step, state.seed
+    )
