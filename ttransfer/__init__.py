@@ -1,0 +1,72 @@
+"""ttransfer: a transfer-learning train step is an expression."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ttransfer import adapters, align, losses, optim, schedules, terms, weights
+    from ttransfer._errors import TransferError
+    from ttransfer.core import (
+        Adapter,
+        Batch,
+        Functional,
+        Logs,
+        Optimizer,
+        Out,
+        Params,
+        Pipe,
+        Plan,
+        Read,
+        Reparam,
+        Schedule,
+        Spec,
+        State,
+        Step,
+        Term,
+        WeightMap,
+        detach,
+        ema,
+        fixed,
+        functional,
+        parse_path,
+        read,
+        reparam,
+        reverse,
+        set_hyper,
+        shared,
+        step,
+        term,
+    )
+    from ttransfer.core import _tree as tree
+
+_PACKAGES = {
+    "ttransfer.core": (
+        "Adapter Batch Functional Logs Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step Term "
+        "WeightMap detach ema fixed functional parse_path read reparam reverse set_hyper shared "
+        "step term"
+    ),
+    "ttransfer._errors": "TransferError",
+}
+_HOME = {name: package for package, names in _PACKAGES.items() for name in names.split()}
+_HOME.update({name: f"ttransfer.{name}" for name in "adapters align losses optim schedules terms weights".split()})
+_HOME["tree"] = "ttransfer.core._tree"
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used, so that importing the package costs next to nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'ttransfer' has no attribute {name!r}")
+    module = importlib.import_module(_HOME[name])
+    value = module if module.__name__.rsplit(".", 1)[-1].lstrip("_") == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted((*__all__, "__version__"))

@@ -1,0 +1,194 @@
+"""Running the forwards of a plan, and finding in them what each term reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ttransfer._errors import TransferError, nearest
+from ttransfer.core._keyed import row_keys, salt
+from ttransfer.core._paths import Field, Forward, NetFn, NetParams, Path
+from ttransfer.core._pipes import upcast
+from ttransfer.core._reads import flat
+from ttransfer.core._spec import Expression, Pass, Plan, slot, source_of
+from ttransfer.core._types import Batch, Out, Params, Term
+
+__all__ = ["Bound", "Clock", "Outs", "bind", "check_batch", "raw_readings", "run_passes"]
+
+Outs = dict[tuple[str, str, int], Out]
+"""(net, domain, number) -> what the forward gave."""
+
+
+class Clock(NamedTuple):
+    """What dropout masks follow from, beside the row: the seed, the step, and where each domain's rows begin."""
+
+    seed: Tensor
+    step: Tensor
+    start: Mapping[str, int]
+
+
+class Bound(NamedTuple):
+    """An expression with its nets on private skeletons, ready to run."""
+
+    expression: Expression
+    plan: Plan
+    applies: Mapping[str, Callable[..., Out]]
+    salts: Mapping[tuple[str, str, int], int]
+
+
+def bind(expression: Expression, plan: Plan) -> Bound:
+    """Give every net of an expression a skeleton with the taps and the mode that the plan asks for."""
+    applies: dict[str, Callable[..., Out]] = {}
+    for net in (*expression.nets, *expression.ema):
+        policy = expression.buffers.get(net, "shared")
+        applies[net] = source_of(expression, net).bind(
+            plan.taps[net], training=net in plan.training, batch_statistics=policy != "eval"
+        )
+    forwards = [(one.net, domain, one.number) for one in plan.passes for domain in one.domains]
+    random = [net for net in plan.training if source_of(expression, net).layout.drops]
+    keyed = [key for key in (*forwards, *((net, "fn", 0) for net in plan.called)) if key[0] in random]
+    # Hashed here, for a checksum is no part of a graph.
+    return Bound(expression, plan, applies, {key: salt(key[0], key[2], key[1]) for key in keyed})
+
+
+def check_batch(plan: Plan, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """Return the part of a batch that the plan reads, or say what is missing."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for domain, fields in plan.fields.items():
+        if domain not in batch:
+            raise TransferError(f"the batch has no domain {domain!r}{nearest(domain, batch)}")
+        have = batch[domain]
+        for field in fields:
+            if field not in have:
+                raise TransferError(f"domain {domain!r} of the batch has no field {field!r}{nearest(field, have)}")
+            if not isinstance(have[field], Tensor) or have[field].ndim == 0:
+                raise TransferError(
+                    f"field {domain}.{field} must be a tensor with one row per example, got "
+                    f"{shown(have[field])}; numbers that change belong to State.hyper"
+                )
+        found[domain] = {field: have[field] for field in fields}
+        sizes = {field: tensor.shape[0] for field, tensor in found[domain].items()}
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise TransferError(f"domain {domain!r} must have the same number of rows in each field, and some: {sizes}")
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value for a message: a tensor's shape and dtype."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(shown(v) for v in value) + "]"
+    return type(value).__name__
+
+
+def rows_of(batch: Batch, domain: str) -> int:
+    """The number of rows of a domain."""
+    return next(iter(batch[domain].values())).shape[0]
+
+
+def run_passes(
+    bound: Bound,
+    passes: Sequence[Pass],
+    params: Mapping[str, Params],
+    buffers: Mapping[str, Params],
+    batch: Batch,
+    clock: Clock,
+) -> tuple[Outs, dict[str, Params]]:
+    """Run forwards in order, handing each one's buffers to the next over the same slot."""
+    outs: Outs = {}
+    threaded = dict(buffers)
+    for one in passes:
+        fields = source_of(bound.expression, one.net).inputs
+        inputs = [_rows_joined([batch[d][field] for d in one.domains]) for field in fields]
+        keys = None
+        if (one.net, one.domains[0], one.number) in bound.salts:
+            keys = _rows_joined([_keys(bound, clock, one.net, d, one.number, rows_of(batch, d)) for d in one.domains])
+        where = slot(bound.expression, one.net, one.domains[0])
+        out = bound.applies[one.net](params[one.net], threaded[where], *inputs, keys=keys)
+        threaded[where] = out.buffers
+        sizes = [rows_of(batch, d) for d in one.domains]
+        for i, domain in enumerate(one.domains):
+            outs[one.net, domain, one.number] = _part(out, sizes, i)
+    return outs, threaded
+
+
+def _rows_joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _keys(bound: Bound, clock: Clock, net: str, domain: str, number: int, n: int) -> Tensor:
+    rows = torch.arange(n, device=clock.seed.device) + clock.start.get(domain, 0)
+    return row_keys(clock.seed, clock.step, bound.salts[net, domain, number], rows)
+
+
+def _part(out: Out, sizes: list[int], i: int) -> Out:
+    """Cut one domain's rows out of a joined forward."""
+    if len(sizes) == 1:
+        return out
+    begin = sum(sizes[:i])
+
+    def cut(x: Any) -> Any:
+        return x[begin : begin + sizes[i]] if isinstance(x, Tensor) and x.ndim else x
+
+    return Out(pytree.tree_map(cut, out.value), pytree.tree_map(cut, out.taps), out.buffers)
+
+
+def raw_readings(
+    bound: Bound,
+    term: Term,
+    outs: Outs,
+    params: Mapping[str, Params],
+    buffers: Mapping[str, Params],
+    batch: Batch,
+    clock: Clock,
+) -> list[Any]:
+    """Return what a term reads, in the order of its reads, before any pipe; floats are float32 at least."""
+    return [_reading(bound, read.path, outs, params, buffers, batch, clock) for read in flat(term.reads)]
+
+
+def _reading(
+    bound: Bound,
+    path: Path,
+    outs: Outs,
+    params: Mapping[str, Params],
+    buffers: Mapping[str, Params],
+    batch: Batch,
+    clock: Clock,
+) -> Any:
+    if isinstance(path, NetParams):
+        return params[path.net]
+    if isinstance(path, NetFn):
+        return _as_function(bound, path.net, params, buffers, clock)
+    if isinstance(path, Field):
+        return upcast(_picked(batch[path.domain][path.field], path))
+    out = outs[path.net, path.domain, path.number]
+    return upcast(_picked(out.value if path.tap is None else out.taps[str(path.tap)], path))
+
+
+def _picked(value: Any, path: Forward | Field) -> Any:
+    for pick in path.picks:
+        try:
+            value = value[pick] if isinstance(pick, int) or not hasattr(value, pick) else getattr(value, pick)
+        except (KeyError, IndexError, TypeError) as error:
+            keys = [str(k) for k in value] if isinstance(value, Mapping) else []
+            hint = nearest(str(pick), keys) if keys else f"; it is {shown(value)}"
+            raise TransferError(f"'{path}': nothing at [{pick}]{hint}") from error
+    return value
+
+
+def _as_function(
+    bound: Bound, net: str, params: Mapping[str, Params], buffers: Mapping[str, Params], clock: Clock
+) -> Callable[..., Any]:
+    """The net as a function of its inputs: this step's parameters, this step's masks, buffers not written."""
+
+    def call(*inputs: Tensor) -> Any:
+        drops = (net, "fn", 0) in bound.salts
+        keys = _keys(bound, clock, net, "fn", 0, inputs[0].shape[0]) if drops else None
+        return upcast(bound.applies[net](params[net], buffers[net], *inputs, keys=keys).value)
+
+    return call

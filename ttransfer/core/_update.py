@@ -1,0 +1,294 @@
+"""The update: one pure function from (state, batch) to (state, logs)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ttransfer._errors import TransferError
+from ttransfer.core import _tree as tree
+from ttransfer.core._forward import Bound, Clock, Outs, check_batch, raw_readings, rows_of, run_passes, shown
+from ttransfer.core._hyper import at_use, resolve
+from ttransfer.core._paths import Field, Forward
+from ttransfer.core._pipes import loss_params, regroup, run_pipes
+from ttransfer.core._reads import flat
+from ttransfer.core._spec import Expression, source_of
+from ttransfer.core._term import name_of
+from ttransfer.core._types import Batch, Logs, Params, State, Term, Tree
+
+__all__ = ["build_update", "check_state", "declared", "params_of", "score", "weigh"]
+
+
+class Scored(NamedTuple):
+    """What the losses of one (micro-)batch gave."""
+
+    total: Tensor
+    values: dict[str, Tensor]
+    memory: dict[str, Tree]
+
+
+def declared(expression: Expression) -> dict[str, Any]:
+    """All hyper-parameters of an expression under their full names."""
+    found: dict[str, Any] = {}
+    for name, term in expression.terms.items():
+        found.update({f"{name}.{key}": value for key, value in term.hyper.items()})
+    found.update({f"optim.{key}": value for key, value in expression.optimizer.hyper.items()})
+    found.update({f"{name}.decay": follower.decay for name, follower in expression.ema.items()})
+    return found
+
+
+def params_of(state: State, trainable: Mapping[str, Any]) -> dict[str, Params]:
+    """net -> all its parameters, with these trainable ones; averaged nets too."""
+    nets = {net: {**state.frozen.get(net, {}), **trainable.get(net, {})} for net in {**state.frozen, **trainable}}
+    nets.pop("terms", None)
+    return {**nets, **state.ema}
+
+
+def weigh(term: Term, name: str, numbers: Mapping[str, Tensor], value: Tensor) -> Tensor:
+    """Multiply a term's value by its weight."""
+    weight = numbers.get(f"{name}.weight")
+    if weight is None:
+        return term.hyper["weight"].value * value
+    return weight.to(value.dtype) * value
+
+
+def numbers_of(name: str, numbers: Mapping[str, Tensor], readings: list[Any]) -> dict[str, Tensor]:
+    """A term's own numbers, cast to the dtype of its first floating reading, float32 at least."""
+    own = {key[len(name) + 1 :]: value for key, value in numbers.items() if key.startswith(f"{name}.")}
+    floating = [x for x in tree.leaves(readings) if isinstance(x, Tensor) and x.is_floating_point()]
+    return at_use(own, floating[0].dtype if floating else torch.float32)
+
+
+def score(
+    expression: Expression,
+    owned: Mapping[str, Params],
+    memory: Mapping[str, Tree],
+    numbers: Mapping[str, Tensor],
+    step: Tensor,
+    readings: Mapping[str, list[Any]],
+    shares: Mapping[str, Tensor | float],
+) -> Scored:
+    """Evaluate the losses on readings that have been through their pipes.
+
+    Terms know nothing of where the readings come from: a slice of a batch, or rows gathered from ranks.
+    """
+    values: dict[str, Tensor] = {}
+    kept: dict[str, Tree] = {}
+    parts: list[Tensor] = []
+    for name, term in expression.terms.items():
+        arguments = regroup(term.reads, readings[name])
+        own = numbers_of(name, numbers, readings[name])
+        value, new = _apply(name, term, loss_params(owned.get(name, {})), memory.get(name, {}), own, step, arguments)
+        kept[name] = tree.map(lambda x: x.detach(), new)
+        share = shares.get(name)
+        values[name] = value if share is None else value * share
+        parts.append(weigh(term, name, numbers, values[name]))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return Scored(total, values, kept)
+
+
+def _apply(
+    name: str,
+    term: Term,
+    own: Params,
+    memory: Tree,
+    numbers: Mapping[str, Tensor],
+    step: Tensor,
+    arguments: list[Any],
+) -> tuple[Tensor, Tree]:
+    if torch.compiler.is_compiling():  # an exception handler is no part of a graph
+        return term.apply(own, memory, numbers, step, arguments)
+    try:
+        value, new = term.apply(own, memory, numbers, step, arguments)
+    except Exception as error:
+        raise TransferError(f"{_called(name, term, arguments)}: {error}") from error
+    if not isinstance(cast(Any, value), Tensor) or value.ndim:
+        raise TransferError(f"{_called(name, term, arguments)}: a loss must return a scalar, got {shown(value)}")
+    return value, new
+
+
+def _called(name: str, term: Term, arguments: list[Any]) -> str:
+    got = ", ".join(f"{_path(read)}: {shown(value)}" for read, value in zip(term.reads, arguments, strict=True))
+    return f"term {name!r}, {name_of(term.fn)}({got})"
+
+
+def _path(read: Any) -> str:
+    return str(read) if hasattr(read, "path") else "[" + ", ".join(_path(r) for r in read) + "]"
+
+
+def build_update(bound: Bound) -> Callable[[State, Batch], tuple[State, Logs]]:
+    """Return the update of an expression."""
+    expression, plan = bound.expression, bound.plan
+    moving = [one for one in plan.passes if one.net in plan.learned]
+    still = [one for one in plan.passes if one.net not in plan.learned]
+    numbers_wanted = declared(expression)
+
+    def gradient(
+        state: State,
+        numbers: Mapping[str, Tensor],
+        buffers: Mapping[str, Params],
+        memory: Mapping[str, Tree],
+        batch: Batch,
+        clock: Clock,
+        shares: Mapping[str, Tensor | float],
+    ) -> tuple[Tree, tuple[Scored, dict[str, Params]]]:
+        # Nets that do not learn run outside the gradient, once.
+        known, buffers = run_passes(bound, still, params_of(state, state.trainable), buffers, batch, clock)
+
+        def objective(trainable: dict[str, Any]) -> tuple[Tensor, tuple[Scored, dict[str, Params]]]:
+            params = params_of(state, trainable)
+            outs, after = run_passes(bound, moving, params, buffers, batch, clock)
+            readings = piped(bound, {**known, **outs}, params, after, batch, clock, trainable["terms"], numbers)
+            scored = score(expression, trainable["terms"], memory, numbers, state.step, readings, shares)
+            return scored.total, (scored, after)
+
+        return torch.func.grad(objective, has_aux=True)(state.trainable)
+
+    def update(state: State, batch: Batch) -> tuple[State, Logs]:
+        if not torch.compiler.is_compiling():
+            check_state(expression, state)
+            batch = check_batch(plan, batch)
+        numbers = resolve(numbers_wanted, state.hyper, state.step)
+        parts = _split(batch, expression.accumulate)
+        shares = _shares(expression, [part for part, _ in parts])
+        grads: Tree = None
+        buffers, memory = state.buffers, state.terms
+        totals: list[Tensor] = []
+        values: list[dict[str, Tensor]] = []
+        for (part, start), share in zip(parts, shares, strict=True):
+            clock = Clock(state.seed, state.step, start)
+            found, (scored, buffers) = gradient(state, numbers, buffers, memory, part, clock, share)
+            memory = scored.memory
+            grads = found if grads is None else tree.map(torch.add, grads, found)
+            totals.append(scored.total)
+            values.append(scored.values)
+        logs = {"loss": _sum(totals), **{name: _sum([v[name] for v in values]) for name in values[0]}, **numbers}
+        new = _advanced(expression, plan.learned, state, numbers, grads, buffers, memory)
+        if expression.guard:
+            logs["finite"] = _finite(logs["loss"], new)
+            new = tree.map(lambda a, b: b if a is b else torch.where(logs["finite"], a, b), new, state)
+        return new, logs
+
+    return update
+
+
+def piped(
+    bound: Bound,
+    outs: Outs,
+    params: Mapping[str, Params],
+    buffers: Mapping[str, Params],
+    batch: Batch,
+    clock: Clock,
+    owned: Mapping[str, Params],
+    numbers: Mapping[str, Tensor],
+) -> dict[str, list[Any]]:
+    """What each term reads, after its pipes."""
+    found: dict[str, list[Any]] = {}
+    for name, term in bound.expression.terms.items():
+        raw = raw_readings(bound, term, outs, params, buffers, batch, clock)
+        found[name] = run_pipes(term, owned.get(name, {}), numbers_of(name, numbers, raw), raw)
+    return found
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _split(batch: Batch, pieces: int) -> list[tuple[Batch, dict[str, int]]]:
+    """Cut every domain into micro-batches as equal as can be; with each, where its rows begin."""
+    if pieces == 1:
+        return [(batch, {})]
+    parts: list[tuple[Batch, dict[str, int]]] = []
+    for i in range(pieces):
+        part: dict[str, dict[str, Tensor]] = {}
+        start: dict[str, int] = {}
+        for domain, fields in batch.items():
+            n = rows_of(batch, domain)
+            if n < pieces:
+                raise TransferError(f"accumulate={pieces}: domain {domain!r} has only {n} rows to split")
+            begin, end = i * n // pieces, (i + 1) * n // pieces
+            part[domain] = {field: x[begin:end] for field, x in fields.items()}
+            start[domain] = begin
+        parts.append((part, start))
+    return parts
+
+
+def _shares(expression: Expression, parts: list[Batch]) -> list[dict[str, Tensor | float]]:
+    """For each micro-batch, the share of each term's mean that it holds: a mean of means is wrong."""
+    if len(parts) == 1:
+        return [{}]
+    counts = [{name: _count(expression, term, part) for name, term in expression.terms.items()} for part in parts]
+    return [{name: count[name] / sum(c[name] for c in counts) for name in count} for count in counts]
+
+
+def _count(expression: Expression, term: Term, batch: Batch) -> Any:
+    """Count without running a forward: fields are there, and a forward has as many rows as its input."""
+
+    def stand_in(path: Any) -> Any:
+        if isinstance(path, Field):
+            return batch[path.domain][path.field]
+        if isinstance(path, Forward):
+            return batch[path.domain][source_of(expression, path.net).inputs[0]]
+        return None
+
+    count = term.count
+    assert count is not None  # the expression refuses to accumulate coupled terms
+    return count(*regroup(term.reads, [stand_in(read.path) for read in flat(term.reads)]))
+
+
+def _advanced(
+    expression: Expression,
+    learned: Mapping[str, frozenset[str]],
+    state: State,
+    numbers: Mapping[str, Tensor],
+    grads: Tree,
+    buffers: Mapping[str, Params],
+    memory: Mapping[str, Tree],
+) -> State:
+    """The state after one update."""
+    own = {key[len("optim.") :]: value for key, value in numbers.items() if key.startswith("optim.")}
+    updates, opt = expression.optimizer.update(grads, state.opt, state.trainable, own)
+    trainable = tree.map(lambda p, u: (p + u).to(p.dtype), state.trainable, updates)
+    after = dict(buffers)
+    ema: dict[str, Params] = {}
+    for name, follower in expression.ema.items():
+        rate = 1.0 - numbers[f"{name}.decay"]
+        old, new = state.ema[name], trainable[follower.of] if follower.of in trainable else {}
+        ema[name] = {k: tree.lerp(v, new[k], rate) if k in learned.get(follower.of, ()) else v for k, v in old.items()}
+        if follower.buffers == "copy":
+            after[name] = {k: v.clone() for k, v in after[follower.of].items()}
+        elif follower.buffers == "lerp":
+            after[name] = tree.lerp(state.buffers[name], after[follower.of], rate)
+    memory = {name: memory[name] for name in state.terms}
+    after = {name: after[name] for name in state.buffers}
+    return State(trainable, state.frozen, after, memory, opt, ema, state.hyper, state.step + 1, state.seed)
+
+
+def _finite(loss: Tensor, new: State) -> Tensor:
+    """Whether the loss and the new parameters are finite: a sum is finite only if its parts are.
+
+    Buffers are not asked: masks with infinities in them are common.
+    """
+    sums = torch.stack([loss.to(torch.float64), *(x.sum().to(torch.float64) for x in tree.leaves(new.trainable))])
+    return torch.isfinite(sums).all()
+
+
+def check_state(expression: Expression, state: State) -> None:
+    """Refuse a state that was made for another step."""
+    if not isinstance(cast(Any, state), State):
+        raise TransferError(f"a step takes (state, batch), got {type(state).__name__} for the state; see step.init")
+    nets = {*state.trainable, *state.frozen, *state.ema} - {"terms"}
+    wanted = {*expression.nets, *expression.ema}
+    if nets != wanted or set(state.terms) != set(expression.terms):
+        raise TransferError(
+            f"this state is of another step: it has nets {sorted(nets)} and terms {sorted(state.terms)}, the step "
+            f"nets {sorted(wanted)} and terms {sorted(expression.terms)}; make one with step.init"
+        )
