@@ -28,26 +28,36 @@ if TYPE_CHECKING:
         Step,
         Term,
         WeightMap,
+        alternate,
+        describe,
         detach,
         ema,
+        ensemble,
         fixed,
         functional,
+        grid,
+        member,
         parse_path,
+        predict,
         read,
         reparam,
+        replace,
         reverse,
         set_hyper,
         shared,
+        state_dict,
         step,
+        sweep,
         term,
+        write_back,
     )
     from ttransfer.core import _tree as tree
 
 _PACKAGES = {
     "ttransfer.core": (
-        "Adapter Batch Functional Logs Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step Term "
-        "WeightMap detach ema fixed functional parse_path read reparam reverse set_hyper shared "
-        "step term"
+        "Adapter Batch Functional Logs Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step "
+        "Term WeightMap alternate describe detach ema ensemble fixed functional grid member parse_path "
+        "predict read reparam replace reverse set_hyper shared state_dict step sweep term write_back"
     ),
     "ttransfer._errors": "TransferError",
 }

@@ -5,10 +5,15 @@ Imports nothing else of the library.
 
 from __future__ import annotations
 
+from ttransfer.core._alternate import alternate
+from ttransfer.core._describe import describe
 from ttransfer.core._functional import functional, reparam
 from ttransfer.core._hyper import fixed, set_hyper
 from ttransfer.core._paths import parse_path
+from ttransfer.core._members import ensemble, grid, member, sweep
+from ttransfer.core._predict import predict, state_dict, write_back
 from ttransfer.core._reads import Pipe, Read, detach, read, reverse, shared
+from ttransfer.core._rebuild import replace
 from ttransfer.core._step import Spec, Step, ema, step
 from ttransfer.core._term import term
 from ttransfer.core._types import (
@@ -45,16 +50,26 @@ __all__ = [
     "Step",
     "Term",
     "WeightMap",
+    "alternate",
+    "describe",
     "detach",
     "ema",
+    "ensemble",
     "fixed",
     "functional",
+    "grid",
+    "member",
     "parse_path",
+    "predict",
     "read",
     "reparam",
+    "replace",
     "reverse",
     "set_hyper",
     "shared",
+    "state_dict",
     "step",
+    "sweep",
     "term",
+    "write_back",
 ]

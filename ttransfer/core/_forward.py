@@ -17,7 +17,7 @@ from ttransfer.core._reads import flat
 from ttransfer.core._spec import Expression, Pass, Plan, slot, source_of
 from ttransfer.core._types import Batch, Out, Params, Term
 
-__all__ = ["Bound", "Clock", "Outs", "bind", "check_batch", "raw_readings", "run_passes"]
+__all__ = ["Bound", "Clock", "Outs", "bind", "check_batch", "picked", "raw_readings", "run_passes"]
 
 Outs = dict[tuple[str, str, int], Out]
 """(net, domain, number) -> what the forward gave."""
@@ -55,8 +55,14 @@ def bind(expression: Expression, plan: Plan) -> Bound:
     return Bound(expression, plan, applies, {key: salt(key[0], key[2], key[1]) for key in keyed})
 
 
-def check_batch(plan: Plan, batch: Batch) -> dict[str, dict[str, Tensor]]:
-    """Return the part of a batch that the plan reads, or say what is missing."""
+def check_batch(plan: Plan, batch: Batch, stacked: int = 0) -> dict[str, dict[str, Tensor]]:
+    """Return the part of a batch that the plan reads, or say what is missing.
+
+    Args:
+        plan: of the step.
+        batch: domain -> field -> tensor.
+        stacked: how many leading dimensions count members, before the rows.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for domain, fields in plan.fields.items():
         if domain not in batch:
@@ -65,13 +71,13 @@ def check_batch(plan: Plan, batch: Batch) -> dict[str, dict[str, Tensor]]:
         for field in fields:
             if field not in have:
                 raise TransferError(f"domain {domain!r} of the batch has no field {field!r}{nearest(field, have)}")
-            if not isinstance(have[field], Tensor) or have[field].ndim == 0:
+            if not isinstance(have[field], Tensor) or have[field].ndim <= stacked:
                 raise TransferError(
                     f"field {domain}.{field} must be a tensor with one row per example, got "
                     f"{shown(have[field])}; numbers that change belong to State.hyper"
                 )
         found[domain] = {field: have[field] for field in fields}
-        sizes = {field: tensor.shape[0] for field, tensor in found[domain].items()}
+        sizes = {field: tensor.shape[stacked] for field, tensor in found[domain].items()}
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
             raise TransferError(f"domain {domain!r} must have the same number of rows in each field, and some: {sizes}")
     return found
@@ -165,12 +171,12 @@ def _reading(
     if isinstance(path, NetFn):
         return _as_function(bound, path.net, params, buffers, clock)
     if isinstance(path, Field):
-        return upcast(_picked(batch[path.domain][path.field], path))
+        return upcast(picked(batch[path.domain][path.field], path))
     out = outs[path.net, path.domain, path.number]
-    return upcast(_picked(out.value if path.tap is None else out.taps[str(path.tap)], path))
+    return upcast(picked(out.value if path.tap is None else out.taps[str(path.tap)], path))
 
 
-def _picked(value: Any, path: Forward | Field) -> Any:
+def picked(value: Any, path: Forward | Field) -> Any:
     for pick in path.picks:
         try:
             value = value[pick] if isinstance(pick, int) or not hasattr(value, pick) else getattr(value, pick)

@@ -80,7 +80,7 @@ def functional(
         frozenset(name for name, p in skeleton.named_parameters() if not p.requires_grad),
         drops(skeleton),
     )
-    return Functional(init, bind(), bind, layout, mode, tuple(inputs))
+    return Functional(init, bind(), bind, dict, layout, mode, tuple(inputs))
 
 
 def _factory(module: Any) -> Callable[[int], nn.Module]:
@@ -152,16 +152,19 @@ def reparam(net: Functional, map: Reparam) -> Functional:
         params, buffers = net.init(generator)
         return {**params, **_delta(map, generator, params)}, buffers
 
-    def merged(params: Params) -> Params:
+    def mapped(params: Params) -> Params:
         base = {name: params[name] for name in base_names}
         delta = {name: value for name, value in params.items() if name not in base}
         return map.apply(base, delta)
+
+    def merged(params: Params) -> Params:
+        return net.merged(mapped(params))
 
     def bind(*args: Any, **kwargs: Any) -> Callable[..., Out]:
         inner = net.bind(*args, **kwargs)
 
         def apply(params: Params, buffers: Params, *inputs: Any, keys: Tensor | None = None) -> Out:
-            return inner(merged(params), buffers, *inputs, keys=keys)
+            return inner(mapped(params), buffers, *inputs, keys=keys)
 
         return apply
 
@@ -169,7 +172,7 @@ def reparam(net: Functional, map: Reparam) -> Functional:
     delta = {k: v.to("meta") for k, v in _delta(map, torch.Generator(), _shaped(base.parameters)).items()}
     frozen = base.frozen if map.trains_base else frozenset(base_names)
     layout = Layout({**base.parameters, **delta}, base.buffers, base.modules, frozen, base.drops)
-    return Functional(init, bind(), bind, layout, net.mode, net.inputs)
+    return Functional(init, bind(), bind, merged, layout, net.mode, net.inputs)
 
 
 def _shaped(params: Params) -> Params:

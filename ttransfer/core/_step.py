@@ -146,13 +146,13 @@ def step(
         if name in _OPTIONS:
             raise TransferError(f"step: a term cannot be named {name!r}: that is an option of tt.step")
     expression = Expression(
-        dict(nets), optimizer, given, _patterns(trainable), tuple(tuple(g) for g in joint),
+        dict(nets), optimizer, given, as_patterns(trainable), tuple(tuple(g) for g in joint),
         dict(buffers or {}), dict(ema or {}), accumulate, guard,
     )  # fmt: skip
     return build_step(expression)
 
 
-def _patterns(trainable: Any) -> dict[str, tuple[str, ...]]:
+def as_patterns(trainable: Any) -> dict[str, tuple[str, ...]]:
     if isinstance(trainable, str):
         raise TransferError(f"step: trainable wants a tuple of names or a mapping; write ({trainable!r},)")
     if not trainable:

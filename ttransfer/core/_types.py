@@ -119,6 +119,7 @@ class Functional(NamedTuple):
         apply: (params, buffers, *inputs, keys=None) -> Out, in the mode the functional was made with
             (eval where it has none). Mutates nothing. `keys` (n,) seeds dropout row by row.
         bind: (taps, training, batch_statistics, precision) -> an `apply` on a private skeleton of its own.
+        merged: params -> the module's own parameters (what `reparam` computes from base and delta).
         layout: names and shapes.
         mode: "train", "eval" or None (the step decides: train for a net that is trained).
         inputs: the batch fields that the network takes, in order.
@@ -127,6 +128,7 @@ class Functional(NamedTuple):
     init: Callable[[torch.Generator], tuple[Params, Params]]
     apply: Callable[..., Out]
     bind: Callable[..., Callable[..., Out]]
+    merged: Callable[[Params], Params]
     layout: Layout
     mode: str | None
     inputs: tuple[str, ...]

@@ -281,10 +281,21 @@ def _finite(loss: Tensor, new: State) -> Tensor:
     return torch.isfinite(sums).all()
 
 
-def check_state(expression: Expression, state: State) -> None:
-    """Refuse a state that was made for another step."""
+def check_state(expression: Expression, state: State, members: int = 0) -> None:
+    """Refuse a state that was made for another step.
+
+    Args:
+        expression: of the step.
+        state: to be checked.
+        members: how many leading dimensions of the state count members.
+    """
     if not isinstance(cast(Any, state), State):
         raise TransferError(f"a step takes (state, batch), got {type(state).__name__} for the state; see step.init")
+    if state.step.ndim > members:
+        raise TransferError(
+            f"this state is stacked {state.step.ndim} deep and the step {members}: take tt.member(state, i), or use the "
+            "ensemble or sweep that made it"
+        )
     nets = {*state.trainable, *state.frozen, *state.ema} - {"terms"}
     wanted = {*expression.nets, *expression.ema}
     if nets != wanted or set(state.terms) != set(expression.terms):

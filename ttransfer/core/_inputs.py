@@ -1,0 +1,142 @@
+"""Checking what enters a step from the outside of a transform or a graph, where values can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttransfer._errors import TransferError
+from ttransfer.core import _tree as tree
+from ttransfer.core._alternate import Alternation
+from ttransfer.core._forward import check_batch
+from ttransfer.core._infer import infer
+from ttransfer.core._members import members_of
+from ttransfer.core._paths import Field, Forward
+from ttransfer.core._reads import flat
+from ttransfer.core._spec import Expression, Plan, plan_of
+from ttransfer.core._step import Spec
+from ttransfer.core._types import Batch, State
+from ttransfer.core._update import check_state, params_of
+
+__all__ = ["Inputs", "Labels", "check_labels", "inputs_of", "label_checks", "unshared"]
+
+
+class Inputs(NamedTuple):
+    """What a step takes.
+
+    Attributes:
+        parts: the expressions inside, one or one for each phase, with their plans.
+        depth: how many leading dimensions of the state count members.
+        stacked: how many leading dimensions of a batch do.
+    """
+
+    parts: tuple[tuple[Expression, Plan], ...]
+    depth: int
+    stacked: int
+
+
+class Labels(NamedTuple):
+    """Integer labels that must be classes."""
+
+    term: str
+    domain: str
+    field: str
+    classes: int
+    ignored: int
+
+
+def inputs_of(spec: Spec) -> Inputs:
+    """Find out what a step takes."""
+    expression = spec.expression
+    found: Sequence[Expression] = (
+        [phase.spec.expression for phase in expression.phases.values()]
+        if isinstance(expression, Alternation)
+        else [expression]
+    )
+    stacked = sum(t.name == "ensemble" and t.options["batches"] == "stacked" for t in spec.transforms)
+    return Inputs(tuple((one, plan_of(one)) for one in found), members_of(spec.transforms), stacked)
+
+
+def check(inputs: Inputs, state: State, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """Check a state and a batch against what a step takes; return the part of the batch that it reads."""
+    if len(inputs.parts) == 1:
+        check_state(inputs.parts[0][0], state, inputs.depth)
+    if state.step.ndim != inputs.depth:
+        raise TransferError(
+            f"this state is stacked {state.step.ndim} deep and the step {inputs.depth}: use init of the same step"
+        )
+    found: dict[str, dict[str, Tensor]] = {}
+    for _, plan in inputs.parts:
+        for domain, fields in check_batch(plan, batch, inputs.stacked).items():
+            found.setdefault(domain, {}).update(fields)
+    return found
+
+
+def label_checks(inputs: Inputs, state: State, batch: Mapping[str, Mapping[str, Tensor]]) -> list[Labels]:
+    """Find the batch fields that are labels, and how many classes there are, by running on fake tensors."""
+    found: list[Labels] = []
+    for _ in range(inputs.depth):
+        state = tree.map(lambda x: x[0], state)
+    for _ in range(inputs.stacked):
+        batch = tree.map(lambda x: x[0], batch)
+    for expression, plan in inputs.parts:
+        asked = {name: term for name, term in expression.terms.items() if term.labels is not None}
+        if not asked:
+            continue
+        readings = infer(expression, plan, params_of(state, state.trainable), state.buffers, batch).readings
+        for name, term in asked.items():
+            scores, labels, ignored = term.labels or (0, 0, 0)
+            reads = flat(term.reads)
+            path, logits, given = reads[labels].path, readings[name][scores], readings[name][labels]
+            plain = isinstance(path, Field) and not path.picks and not reads[labels].pipes
+            if plain and isinstance(reads[scores].path, Forward) and not given.is_floating_point():
+                classes = logits.shape[1 if logits.ndim > 1 else 0]
+                found.append(Labels(name, path.domain, path.field, classes, ignored))
+    return found
+
+
+def check_labels(checks: Sequence[Labels], batch: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse labels that are no class: inside a graph they would read another row's memory or kill the device.
+
+    Only labels on the CPU are looked at: to look at others would wait for the device at each step.
+    """
+    for one in checks:
+        labels = batch[one.domain][one.field]
+        if labels.device.type != "cpu":
+            continue
+        low, high = torch.aminmax(labels)
+        if low >= 0 and high < one.classes:
+            continue
+        wrong = ((labels < 0) | (labels >= one.classes)) & (labels != one.ignored)
+        if wrong.any():
+            first = tuple(int(i) for i in wrong.nonzero()[0])
+            raise TransferError(
+                f"term {one.term!r}: labels {one.domain}.{one.field} must be 0 to {one.classes - 1} (or {one.ignored}, "
+                f"ignored), found {int(labels[first])} at {list(first)}; {int(wrong.sum())} of {labels.numel()} are out "
+                "of range"
+            )
+
+
+def unshared(state: State) -> None:
+    """Refuse a state with two leaves in one storage, or with a leaf that is expanded or wants a gradient."""
+    seen: dict[int, str] = {}
+    for path, x in tree.paths(state).items():
+        where = x.untyped_storage().data_ptr()
+        if x.numel() and where in seen:
+            raise TransferError(
+                f"donate: {path} and {seen[where]} share a storage, so that writing one would change the other; "
+                "clone one of them"
+            )
+        seen[where] = path
+        if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+            raise TransferError(f"donate: {path} is expanded, so it cannot be written; use .clone()")
+        if x.requires_grad:
+            raise TransferError(f"donate: {path} requires a gradient, so it cannot be written; use .detach()")
+
+
+def leaf_ids(state: State) -> tuple[Any, ...]:
+    """Which tensors a state is made of."""
+    return tuple(id(x) for x in tree.leaves(state))

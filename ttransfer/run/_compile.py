@@ -1,0 +1,211 @@
+"""Compiling a step: forwards, losses, gradients, optimizer, buffers and guard become one graph."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttransfer._errors import TransferError, nearest
+from ttransfer.core import _tree as tree
+from ttransfer.core._alternate import Alternation
+from ttransfer.core._inputs import Labels, check, check_labels, inputs_of, label_checks, leaf_ids, unshared
+from ttransfer.core._rebuild import rebuild, replace
+from ttransfer.core._spec import Expression, Transform
+from ttransfer.core._step import Spec, Step
+from ttransfer.core._types import Batch, Functional, Logs, State
+
+__all__ = ["compile"]
+
+_serial = itertools.count()
+
+
+def compile(
+    step: Step,
+    *,
+    backend: str = "inductor",
+    donate: bool = False,
+    precision: str | None = None,
+    rows: str = "static",
+) -> Step:
+    """Compile the whole update into one graph.
+
+    One graph serves a whole run: schedules, changed hyper-parameters and reloaded states included. What
+    would make another is normalised before the call: gradient mode, an outer autocast, the default dtype,
+    the number of threads, the batch's memory format, fields of the batch that no term reads.
+
+    Args:
+        step: any step; an ensemble or a sweep is compiled whole.
+        backend: "inductor", "aot_eager" (one graph, eager kernels: quick to compile, for tests), or any
+            other that `torch.compile` knows.
+        donate: write the new state into the old one's storage. The old state is then gone, and peak memory
+            is lower; without it the update is pure.
+        precision: "bfloat16" or "float16" runs every net under autocast; parameters, gradients, losses and
+            normalisation layers stay in float32.
+        rows: "static" compiles for the number of rows of the first batch, and once more, for any number,
+            when another comes; "dynamic" compiles for any number from 2 at once.
+
+    Returns:
+        A Step. The first call of its update compiles, which takes 10 to 60 s with inductor.
+
+    Raises:
+        TransferError: for an unknown backend; at the first call, if the step is not one graph.
+
+    Example:
+        >>> import torch, torch.nn.functional as F, ttransfer as tt
+        >>> train = tt.step({"net": tt.functional(torch.nn.Linear(2, 2))}, tt.optim.sgd(0.1), trainable=("net",),
+        ...                 task=tt.term(F.cross_entropy, "net(source)", "source.y"))
+        >>> batch = {"source": {"x": torch.ones(4, 2), "y": torch.tensor([0, 1, 0, 1])}}
+        >>> fast = tt.compile(train, backend="aot_eager")
+        >>> state, logs = fast(fast.init(batch), batch)
+        >>> int(state.step)
+        1
+    """
+    _check_backend(backend)
+    if rows not in ("static", "dynamic"):
+        raise TransferError(f"compile: rows must be 'static' or 'dynamic', got {rows!r}")
+    if any(transform.name == "compile" for transform in step.spec.transforms):
+        raise TransferError("compile: this step is compiled already; compile the step it was made from")
+    options = {"backend": backend, "donate": donate, "precision": precision, "rows": rows}
+    again = Transform("compile", options, lambda base: compile(base, **options))
+    plain = step if precision is None else _in_precision(step, precision)
+    update = _outer(plain, torch.compile(_entry(plain, donate), backend=backend, fullgraph=True), donate, rows)
+    return Step(plain.init, update, Spec(step.spec.expression, (*step.spec.transforms, again)))
+
+
+def _check_backend(backend: str) -> None:
+    from torch._dynamo import list_backends
+
+    known = list_backends(exclude_tags=())
+    if backend not in known:
+        hint = "; it needs the package intel_extension_for_pytorch" if backend == "ipex" else nearest(backend, known)
+        raise TransferError(f"compile: no backend {backend!r}{hint}")
+
+
+def _in_precision(step: Step, precision: str) -> Step:
+    """Rebuild a step with every net under autocast."""
+    if precision not in ("bfloat16", "float16"):
+        raise TransferError(f"compile: precision must be 'bfloat16' or 'float16', got {precision!r}")
+    dtype = getattr(torch, precision)
+
+    def cast(net: Functional) -> Functional:
+        def bind(*args: Any, **kwargs: Any) -> Any:
+            return net.bind(*args, **{"precision": dtype, **kwargs})
+
+        return Functional(net.init, net.apply, bind, net.merged, net.layout, net.mode, net.inputs)
+
+    def changed(expression: Expression, made: dict[int, Functional]) -> dict[str, Functional]:
+        return {name: made.setdefault(id(net), cast(net)) for name, net in expression.nets.items()}
+
+    made: dict[int, Functional] = {}  # phases share nets, and must go on sharing them
+    expression = step.spec.expression
+    if isinstance(expression, Alternation):
+        phases = {n: replace(p, nets=changed(p.spec.expression, made)) for n, p in expression.phases.items()}
+        return rebuild(Alternation(phases, expression.order), step.spec.transforms)
+    return replace(step, nets=changed(expression, made))
+
+
+def _entry(step: Step, donate: bool) -> Callable[[State, Batch], Any]:
+    """Return what is compiled, as a function with code of its own.
+
+    The compiler keeps its graphs by code object and limits their number; steps must not share one.
+    """
+
+    def pure(state: State, batch: Batch) -> Any:
+        return step.update(state, batch)
+
+    def donated(state: State, batch: Batch) -> Any:
+        new, logs = step.update(state, batch)
+        for old, fresh in zip(tree.leaves(state), tree.leaves(new), strict=True):
+            if fresh is not old:
+                old.copy_(fresh)
+        return logs
+
+    entry = donated if donate else pure
+    code = entry.__code__.replace(co_name=f"ttransfer_step_{next(_serial)}")
+    return types.FunctionType(code, entry.__globals__, code.co_name, entry.__defaults__, entry.__closure__)
+
+
+class _Setting(NamedTuple):
+    """What the first call ran under; later calls run under the same."""
+
+    threads: int
+    dtype: torch.dtype
+
+
+@contextmanager
+def _normal(setting: _Setting) -> Iterator[None]:
+    """Put the process into the state that the graph was made for, and back."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    if threads != setting.threads:
+        torch.set_num_threads(setting.threads)
+    if dtype != setting.dtype:
+        torch.set_default_dtype(setting.dtype)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            if torch.is_autocast_enabled("cuda"):
+                with torch.autocast("cuda", enabled=False):
+                    yield
+            else:
+                yield
+    finally:
+        if threads != setting.threads:
+            torch.set_num_threads(threads)
+        if dtype != setting.dtype:
+            torch.set_default_dtype(dtype)
+
+
+def _outer(
+    step: Step, graph: Callable[[State, Batch], Any], donate: bool, rows: str
+) -> Callable[[State, Batch], tuple[State, Logs]]:
+    """Return the function that users call: it checks and normalises, then runs the graph."""
+    inputs = inputs_of(step.spec)
+    setting: list[_Setting] = []
+    labels: list[list[Labels]] = []
+    written: list[tuple[Any, ...]] = [()]
+
+    def update(state: State, batch: Batch) -> tuple[State, Logs]:
+        wanted = {
+            domain: {field: _plain(x) for field, x in fields.items()}
+            for domain, fields in check(inputs, state, batch).items()
+        }
+        if not setting:
+            setting.append(_Setting(torch.get_num_threads(), torch.get_default_dtype()))
+            labels.append(label_checks(inputs, state, wanted))
+        check_labels(labels[0], wanted)
+        if donate and leaf_ids(state) != written[0]:
+            unshared(state)
+            written[0] = leaf_ids(state)
+        if rows == "dynamic":
+            for x in tree.leaves(wanted):
+                torch._dynamo.mark_dynamic(x, inputs.stacked)  # pyright: ignore[reportPrivateUsage]
+        with _normal(setting[0]):
+            out = _run(graph, state, wanted)
+        return (state, out) if donate else out
+
+    return update
+
+
+def _plain(x: Tensor) -> Tensor:
+    """A batch tensor as the graph was made for: contiguous, without a gradient."""
+    return x.detach().contiguous() if x.requires_grad or not x.is_contiguous() else x
+
+
+def _run(graph: Callable[[State, Batch], Any], state: State, batch: Batch) -> Any:
+    from torch._dynamo.exc import Unsupported
+
+    try:
+        return graph(state, batch)
+    except Unsupported as error:
+        reason = str(error).split("\n\nfrom user code")[0].strip()
+        where = [line.strip() for line in str(error).splitlines() if line.strip().startswith("File ")]
+        last = f" ({where[-1]})" if where else ""
+        raise TransferError(
+            f"compile: the step is not one graph: {reason}{last}. Use tensor operations without .item(), Python "
+            "branches on values, or shapes that depend on values; or run the step without compiling it"
+        ) from error
