@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         write_back,
     )
     from ttransfer.core import _tree as tree
+    from ttransfer.run import compile, fit, load, save
 
 _PACKAGES = {
     "ttransfer.core": (
@@ -59,6 +60,7 @@ _PACKAGES = {
         "Term WeightMap alternate describe detach ema ensemble fixed functional grid member parse_path "
         "predict read reparam replace reverse set_hyper shared state_dict step sweep term write_back"
     ),
+    "ttransfer.run": "compile fit load save",
     "ttransfer._errors": "TransferError",
 }
 _HOME = {name: package for package, names in _PACKAGES.items() for name in names.split()}

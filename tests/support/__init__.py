@@ -1,0 +1,1 @@
+"""Networks, batches and slow twins that several tests share."""
