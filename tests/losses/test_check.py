@@ -1,0 +1,29 @@
+"""What the losses refuse, in words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ttransfer._errors import TransferError
+from ttransfer.losses._check import want_logits
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 10), (4, 10, 3, 2)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_pass(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    want_logits("loss", student=torch.zeros(shape, dtype=dtype), teacher=torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, 5), r"one shape, got student \(4, 3\) float32 and teacher \(4, 5\) float32"),
+        (torch.zeros(4, 3), torch.zeros(4, 3, 1), r"one shape, got student \(4, 3\) .* teacher \(4, 3, 1\)"),
+        (torch.zeros(()), torch.zeros(()), r"wanted logits \(n, classes, \.\.\.\), got student \(\) float32"),
+        (torch.zeros(4, 3).long(), torch.zeros(4, 3), r"not labels; got student \(4, 3\) int64"),
+    ],
+)
+def test_others_do_not(student: torch.Tensor, teacher: torch.Tensor, message: str) -> None:
+    with pytest.raises(TransferError, match="loss: .*" + message):
+        want_logits("loss", student=student, teacher=teacher)

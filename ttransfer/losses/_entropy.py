@@ -1,0 +1,38 @@
+"""Entropy of predictions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ttransfer._claims import claims
+from ttransfer.losses._check import want_logits
+
+
+@claims(coupled=False)
+def entropy(logits: Tensor) -> Tensor:
+    r"""Mean Shannon entropy of the predictions.
+
+    .. math:: -\frac1n \sum_i \sum_c p_{ic} \log p_{ic}, \qquad p_i = \mathrm{softmax}(z_i)
+
+    Minimised on unlabelled rows it makes predictions confident, and so moves boundaries away from the data.
+
+    Args:
+        logits: (n, classes) or (n, classes, ...); for maps the mean is over examples and positions.
+
+    Returns:
+        A scalar in nats, between 0 and log(classes).
+
+    Raises:
+        TransferError: if the shape is not that of logits.
+
+    Example:
+        >>> import torch, ttransfer as tt
+        >>> round(tt.losses.entropy(torch.zeros(3, 4)).item(), 4)  # log 4
+        1.3863
+
+    References:
+        Yves Grandvalet, Yoshua Bengio. Semi-supervised Learning by Entropy Minimization. 2004.
+    """
+    want_logits("entropy", logits=logits)
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1).mean()
