@@ -1,0 +1,82 @@
+"""Give tensors other names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ttransfer._errors import TransferError, nearest
+from ttransfer.core._types import Params, Plan, WeightMap
+from ttransfer.weights._plan import planned
+
+
+def rename(names: Mapping[str, str] | str, to: str | None = None) -> WeightMap:
+    r"""Give tensors other names; those that are not named keep theirs.
+
+    Inside a compiled step use a mapping: torch 2.8 cannot trace regular expressions.
+
+    Args:
+        names: old name -> new name, for whole names and for prefixes that end at a dot (the longest counts);
+            or a regular expression for the whole name.
+        to: for a regular expression, the new name, with ``\1`` for its first group.
+
+    Returns:
+        A `WeightMap` that returns all source tensors, and does not look at the target's. Its plan shows
+        which target names that leaves without a tensor, or with one of another shape.
+
+    Raises:
+        TransferError: at use, if an old name or the expression is not found, or two tensors get one name.
+
+    Example:
+        >>> import torch, ttransfer as tt
+        >>> src = {"module.fc.weight": torch.ones(2, 3), "module.fc.bias": torch.ones(2)}
+        >>> list(tt.weights.rename({"module.fc": "head"}).apply(src, {}))
+        ['head.weight', 'head.bias']
+        >>> list(tt.weights.rename(r"module\.(.*)", r"\1").apply(src, {}))
+        ['fc.weight', 'fc.bias']
+    """
+    if isinstance(names, str) != (to is not None):
+        raise TransferError(f"rename: wanted a mapping, or a pattern and what to make of it; got {names!r} and {to!r}")
+
+    def sources(src: Mapping[str, Tensor]) -> dict[str, str]:
+        new = _by_pattern(names, to or "", src) if isinstance(names, str) else _by_name(names, src)
+        found: dict[str, str] = {}
+        for old in src:
+            name = new.get(old, old)
+            if name in found:
+                raise TransferError(f"rename: both {found[name]!r} and {old!r} would become {name!r}")
+            found[name] = old
+        return found
+
+    def apply(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
+        return {name: src[old] for name, old in sources(src).items()}
+
+    def plan(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Plan:
+        return planned(sources(src), src, like)
+
+    return WeightMap(apply, plan)
+
+
+def _by_name(names: Mapping[str, str], src: Mapping[str, Tensor]) -> dict[str, str]:
+    new: dict[str, str] = {}
+    for old in sorted(names, key=len):  # the longest last: it overrides
+        covered = [name for name in src if name == old or name.startswith(old + ".")]
+        if not covered:
+            raise TransferError(f"rename: the source has no {old!r}{nearest(old, src)}")
+        new.update({name: names[old] + name[len(old) :] for name in covered})
+    return new
+
+
+def _by_pattern(pattern: str, to: str, src: Mapping[str, Tensor]) -> dict[str, str]:
+    new: dict[str, str] = {}
+    try:
+        for name in src:
+            if (found := re.fullmatch(pattern, name)) is not None:
+                new[name] = found.expand(to)
+    except (re.error, IndexError) as error:
+        raise TransferError(f"rename: cannot make {to!r} of pattern {pattern!r}: {error}") from error
+    if not new:
+        raise TransferError(f"rename: pattern {pattern!r} matches none of {len(src)} names{nearest(pattern, src)}")
+    return new
