@@ -1,0 +1,30 @@
+"""What every test starts from: one thread, seeded generators, float32 as the default dtype."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Seed the global generators before a test, and fail the test if it leaves torch's defaults changed."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- other packages draw from it
+    torch.manual_seed(0)
+    yield
+    left = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(1)
+    assert left == (torch.float32, True, 1), "the test left torch's defaults changed"
