@@ -192,16 +192,27 @@ def _outer(
 
 
 def _plain(x: Tensor) -> Tensor:
-    """A batch tensor as the graph was made for: contiguous, without a gradient."""
-    return x.detach().contiguous() if x.requires_grad or not x.is_contiguous() else x
+    """A batch tensor as the graph was made for: without a gradient, contiguous, with the strides that says."""
+    x = x.detach().contiguous() if x.requires_grad or not x.is_contiguous() else x
+    # An axis of size 1 may have any stride, and the graph asks for the one it saw.
+    return x if x.stride() == _strides(x.shape) else x.flatten().view(x.shape)
+
+
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 def _run(graph: Callable[[State, Batch], Any], state: State, batch: Batch) -> Any:
-    from torch._dynamo.exc import Unsupported
+    from torch._dynamo.exc import Unsupported, UserError
 
     try:
         return graph(state, batch)
-    except Unsupported as error:
+    except (Unsupported, UserError) as error:
         reason = str(error).split("\n\nfrom user code")[0].strip()
         where = [line.strip() for line in str(error).splitlines() if line.strip().startswith("File ")]
         last = f" ({where[-1]})" if where else ""
