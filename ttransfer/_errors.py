@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, cast
 
-__all__ = ["TransferError", "nearest"]
+__all__ = ["TransferError", "nearest", "shown"]
 
 
 class TransferError(ValueError):
@@ -46,3 +47,20 @@ def nearest(name: str, candidates: Iterable[str], limit: int = 3) -> str:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(known[:12])
     return f"; there are: {shown}" + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
+
+
+def shown(value: Any) -> str:
+    """Write a value for a message: a tensor's shape and dtype, the items of a list, else the type's name.
+
+    Written when an error is raised and not before: in a graph, the text of a dynamic shape fixes the shape.
+
+    Example:
+        >>> import torch
+        >>> shown([torch.zeros(2, 3), None])
+        '[(2, 3) float32, NoneType]'
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(shown(v) for v in cast(list[Any], value)) + "]"
+    return type(value).__name__

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 from ttransfer.core._types import Adapter, Params
 
 
@@ -115,12 +115,11 @@ def _want_widths(called: str, widths: tuple[int, ...]) -> None:
 
 
 def _want_feature(called: str, x: Tensor, width: int | None = None) -> None:
-    got = f"got {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
     wanted = "a feature (n, d) or (n, tokens, d)"
     if x.ndim > 3:
         cure = "x.mean((-2, -1)) pools a map, x.flatten(2).mT makes its positions tokens"
-        raise TransferError(f"{called}: wanted {wanted}, {got}; {cure}")
+        raise TransferError(f"{called}: wanted {wanted}, got {shown(x)}; {cure}")
     if x.ndim < 2 or x.shape[-1] == 0 or not x.is_floating_point():
-        raise TransferError(f"{called}: wanted {wanted} of floating numbers, {got}")
+        raise TransferError(f"{called}: wanted {wanted} of floating numbers, got {shown(x)}")
     if width is not None and x.shape[-1] != width:
-        raise TransferError(f"{called}: wanted d = {width}, as at init, {got}")
+        raise TransferError(f"{called}: wanted d = {width}, as at init, got {shown(x)}")

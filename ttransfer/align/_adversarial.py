@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
-from ttransfer._errors import TransferError
-from ttransfer.align._check import shown
+from ttransfer._errors import TransferError, shown
 
 
 def gradient_reversal(x: Tensor, scale: float | Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 
 
 def features(called: str, source: Tensor, target: Tensor, *, rows: int) -> tuple[Tensor, Tensor]:
@@ -20,23 +22,19 @@ def features(called: str, source: Tensor, target: Tensor, *, rows: int) -> tuple
     Raises:
         TransferError: for maps, for widths that differ, for too few rows, for integers.
     """
-    got = f"got source {shown(source)} and target {shown(target)}"
+    def refuse(wanted: str, cure: str = "") -> NoReturn:
+        raise TransferError(f"{called}: wanted {wanted}, got source {shown(source)} and target {shown(target)}{cure}")
+
     for side in (source, target):
         if side.ndim > 2:
-            cure = "pool the map first, as with x.mean((-2, -1))"
-            raise TransferError(f"{called}: wanted features (n, d), {got}; {cure}")
+            refuse("features (n, d)", "; pool the map first, as with x.mean((-2, -1))")
         if side.ndim < 2:
-            raise TransferError(f"{called}: wanted features (n, d), {got}")
+            refuse("features (n, d)")
         if not side.is_floating_point():
-            raise TransferError(f"{called}: wanted floating features, {got}")
+            refuse("floating features")
         if side.shape[0] < rows:
-            raise TransferError(f"{called}: wanted at least {rows} rows in each domain, {got}")
+            refuse(f"at least {rows} rows in each domain")
     if source.shape[1] != target.shape[1]:
-        raise TransferError(f"{called}: wanted features of one width d, {got}")
+        refuse("features of one width d")
     dtype = torch.promote_types(torch.promote_types(source.dtype, target.dtype), torch.float32)
     return source.to(dtype), target.to(dtype)
-
-
-def shown(x: Tensor) -> str:
-    """Write a shape and a dtype for people."""
-    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 
 
 def want_logits(called: str, **given: Tensor) -> None:
@@ -13,8 +13,9 @@ def want_logits(called: str, **given: Tensor) -> None:
     Raises:
         TransferError: naming every tensor given, with its shape and dtype.
     """
-    shapes = {tuple(tensor.shape) for tensor in given.values()}
-    if len(shapes) > 1:
+    first = next(iter(given.values()))
+    # Compared, not put into a set: hashing a dynamic shape fixes it.
+    if any(tensor.shape != first.shape for tensor in given.values()):
         raise TransferError(f"{called}: wanted tensors of one shape, got {_shown(given)}")
     for tensor in given.values():
         if tensor.ndim < 2:
@@ -24,4 +25,4 @@ def want_logits(called: str, **given: Tensor) -> None:
 
 
 def _shown(given: dict[str, Tensor]) -> str:
-    return " and ".join(f"{name} {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for name, x in given.items())
+    return " and ".join(f"{name} {shown(x)}" for name, x in given.items())
