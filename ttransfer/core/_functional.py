@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ def functional(
         raise TransferError(f"functional: inputs must be names of batch fields such as ('x',), got {inputs!r}")
     make = _factory(module)
     start = module if isinstance(module, nn.Module) else make(0)
+    _check(start)
     skeleton = copy_of(start)
     autocast = None if precision is None else _PRECISIONS[precision]
 
@@ -93,14 +95,31 @@ def _factory(module: Any) -> Callable[[int], nn.Module]:
         )
 
     def make(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+        # torch.manual_seed would leave a seed behind for devices that are not initialised yet.
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed_all(seed)
             made = module()
         if not isinstance(made, nn.Module):
             raise TransferError(f"functional: the factory made {type(made).__name__}, expected an nn.Module")
         return made
 
     return make
+
+
+def _check(module: nn.Module) -> None:
+    """Refuse what would write parameters in a forward, or would run on the module's own ones."""
+    for name, child in module.named_modules():
+        what = f"functional: {(name or type(child).__name__)!r}"
+        if getattr(child, "max_norm", None) is not None:
+            raise TransferError(f"{what} has max_norm, which writes its weight in each forward; leave it out")
+        if isinstance(vars(child).get("forward"), types.FunctionType):
+            raise TransferError(
+                f"{what} has a forward put in by hand, which a copy would share with it; write a subclass, or bind it "
+                "with types.MethodType"
+            )
 
 
 def _needs_arguments(factory: Callable[..., Any]) -> bool:
@@ -116,12 +135,16 @@ def _needs_arguments(factory: Callable[..., Any]) -> bool:
 def _weights(module: nn.Module) -> tuple[Params, Params]:
     """Copy the parameters and buffers out of a module, each with a storage of its own."""
     with torch.no_grad():
-        params = {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in module.named_parameters()}
-        buffers = {name: b.detach().clone(memory_format=torch.contiguous_format) for name, b in module.named_buffers()}
+        params = {name: _own(p) for name, p in module.named_parameters()}
+        buffers = {name: _own(b) for name, b in module.named_buffers()}
     for name, tensor in (*params.items(), *buffers.items()):
         if tensor.device.type == "meta":
             raise TransferError(f"functional: {name!r} is on the meta device; load its weights first")
     return params, buffers
+
+
+def _own(x: Tensor) -> Tensor:
+    return x.detach().clone(memory_format=torch.contiguous_format)
 
 
 def reparam(net: Functional, map: Reparam) -> Functional:

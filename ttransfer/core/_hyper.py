@@ -87,7 +87,7 @@ def set_hyper(state: State, values: Mapping[str, float | Tensor]) -> State:
         A state that shares all other tensors with `state`.
 
     Raises:
-        TransferError: for a name that is not in `state.hyper`.
+        TransferError: for a name that is not in `state.hyper`, or a value that is no number or does not fit.
 
     Example:
         >>> import torch, torch.nn.functional as F, ttransfer as tt
@@ -103,7 +103,10 @@ def set_hyper(state: State, values: Mapping[str, float | Tensor]) -> State:
         if name not in hyper:
             raise TransferError(f"set_hyper: no hyper-parameter {name!r}{nearest(name, hyper)}")
         old = hyper[name]
-        new = torch.as_tensor(value, dtype=old.dtype, device=old.device)
+        try:
+            new = torch.as_tensor(value, dtype=old.dtype, device=old.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TransferError(f"set_hyper: {name!r} wants a number, got {value!r}") from error
         try:
             hyper[name] = new.expand(old.shape).clone()
         except RuntimeError as error:

@@ -39,10 +39,14 @@ def _mix(x: Word) -> Word:
     return x ^ (x >> 15)
 
 
+def _word(x: Word) -> Word:
+    """Bring any int64 down to a 32-bit word; a word stays as it is."""
+    return (x ^ (x >> 32)) & _WORD
+
+
 def fold(key: Tensor, data: Tensor | int) -> Tensor:
     """Derive a new key from a key and an integer."""
-    word = (data ^ (data >> 32)) + 0x9E3779B9
-    return _mix(key ^ _mix(word & _WORD))
+    return _mix(_word(key) ^ _mix(_word(cast(Tensor, data)) + 0x9E3779B9 & _WORD))
 
 
 def salt(net: str, number: int, domain: str) -> int:
@@ -74,7 +78,7 @@ def drops(root: nn.Module) -> bool:
 def _bits(box: Box, module: int, shape: torch.Size) -> Tensor:
     """Return 32 random bits for each element of a tensor whose first dimension goes by rows."""
     keys = box.get("keys")
-    if keys is None:
+    if keys is None or keys.dtype != torch.int64 or keys.ndim != 1:
         raise TransferError(
             "this net drops at random: apply it with keys=..., one int64 per row, or run it in eval mode"
         )
@@ -179,14 +183,17 @@ def _keyed(module: nn.Module, box: Box, number: int) -> nn.Module | None:
 
 def key_modules(root: nn.Module, box: Box) -> nn.Module:
     """Replace every module that drops at random by its keyed twin."""
-    count = 0
+    made: dict[nn.Module, nn.Module] = {}
     for parent in list(root.modules()):
-        for name, child in list(parent.named_children()):
-            if (keyed := _keyed(child, box, count)) is not None:
+        # Not named_children, which leaves out the second name of a module that has two.
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
+            if (keyed := made.get(child) or _keyed(child, box, len(made))) is not None:
+                made[child] = keyed
                 setattr(parent, name, keyed)
-                count += 1
         # timm's fused attention drops inside the kernel, from the generator; its plain path uses attn_drop.
         drop = getattr(parent, "attn_drop", None)
         if getattr(parent, "fused_attn", False) and isinstance(drop, _Keyed) and drop.p > 0.0:
             cast(Any, parent).fused_attn = False
-    return _keyed(root, box, count) or root
+    return _keyed(root, box, 0) or root

@@ -1,5 +1,6 @@
 """The path grammar: where a term reads from, parsed once and printed back the same.
 
+Paths are:
     net(domain)             the output of a forward
     net(domain)#2           of an independent second pass (other dropout)
     net(domain).tap         a submodule's output, by its dotted name
@@ -14,7 +15,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 from ttransfer._errors import TransferError
 
@@ -146,6 +147,8 @@ def parse_path(text: str) -> Path:
         >>> str(parse_path("student(source)#2.encoder.0@1[hidden]"))
         'student(source)#2.encoder.0@1[hidden]'
     """
+    if not isinstance(cast(Any, text), str):
+        raise TransferError(f"cannot read a {type(text).__name__}: expected a string such as 'net(domain)'")
     scan = _Scanner(text)
     name = scan.match(_NAME, "the name of a net or domain")
     if scan.take("("):

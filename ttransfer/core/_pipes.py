@@ -13,7 +13,7 @@ from ttransfer._errors import TransferError
 from ttransfer.core._reads import Pipe, Read, flat
 from ttransfer.core._types import Params, Term
 
-__all__ = ["init_pipes", "loss_params", "regroup", "run_pipes", "upcast"]
+__all__ = ["init_pipes", "loss_params", "regroup", "run_pipes", "run_stages", "upcast"]
 
 
 def upcast(value: Any) -> Any:
@@ -43,12 +43,13 @@ def loss_params(params: Mapping[str, Tensor]) -> Params:
 def run_pipes(term: Term, params: Mapping[str, Tensor], hyper: Mapping[str, Tensor], raw: list[Any]) -> list[Any]:
     """Send each reading, in the order of the term's reads, through its pipes."""
     return [
-        _run(read, position, params, hyper, value)
+        run_stages(read, position, params, hyper, value)
         for position, (read, value) in enumerate(zip(flat(term.reads), raw, strict=True))
     ]
 
 
-def _run(read: Read, position: int, params: Mapping[str, Tensor], hyper: Mapping[str, Tensor], value: Any) -> Any:
+def run_stages(read: Read, position: int, params: Mapping[str, Tensor], hyper: Mapping[str, Tensor], value: Any) -> Any:
+    """Send the value of the term's read at this position through its pipes."""
     for stage, pipe in enumerate(read.pipes):
         value = pipe.apply(_own(params, _prefix(position, stage, pipe)), hyper, value)
     return value
@@ -72,24 +73,40 @@ def init_pipes(
 
     Returns:
         The parameters, and the fake readings after the pipes.
+
+    Raises:
+        TransferError: for a reading that is no tensor, or that a stage cannot take.
     """
     params: Params = {}
     piped: list[Any] = []
     for position, (read, value) in enumerate(zip(flat(term.reads), raw, strict=True)):
         for stage, pipe in enumerate(read.pipes):
             prefix = _prefix(position, stage, pipe)
+            meta = like(value, read)
             if not _own(params, prefix):
-                made = pipe.init(generator, like(value, read))
+                made = pipe.init(generator, meta)
                 params.update({prefix + name: p for name, p in made.items()})
-            value = pipe.apply(as_fake(_own(params, prefix)), hyper, value)
+            value = _try(read, pipe, as_fake(_own(params, prefix)), hyper, value)
         piped.append(value)
     return params, piped
+
+
+def _try(read: Read, pipe: Pipe, own: Params, hyper: Mapping[str, Tensor], value: Tensor) -> Any:
+    """Run one stage on a fake reading, so that a wrong shape is named now and not in the first step."""
+    try:
+        return pipe.apply(own, hyper, value)
+    except Exception as error:
+        raise TransferError(
+            f"'{read.path}' {tuple(value.shape)} cannot go through {pipe.name or 'its adapter'}: {error}"
+        ) from error
 
 
 def like(value: Any, read: Read) -> Tensor:
     """Return a meta tensor of a reading's shape and dtype."""
     if not isinstance(value, Tensor):
-        raise TransferError(f"'{read.path}' is a {type(value).__name__}; pick a tensor of it, as in '{read.path}[0]'")
+        raise TransferError(
+            f"'{read}': a pipe takes a tensor, got {type(value).__name__}; pick one of it, as in 'net(domain)[0]'"
+        )
     return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttransfer._errors import TransferError
 from ttransfer.core._hyper import is_number
@@ -75,10 +75,16 @@ def _as_pipe(stage: Any) -> Pipe:
         return stage
     if isinstance(stage, Adapter):
         return Pipe(stage.init, lambda params, hyper, value: stage.apply(params, value), {})
-    if isinstance(stage, type) or not callable(stage):
+    # A tuple that can be called is another of our types, such as a Schedule.
+    if isinstance(stage, (type, tuple)) or not callable(stage):
         raise TransferError(
             f"cannot pipe a reading through {stage!r}: expected an Adapter, tt.reverse(...), tt.detach "
             "or a tensor -> tensor function"
+        )
+    if isinstance(stage, nn.Module) and [*stage.parameters(), *stage.buffers()]:
+        raise TransferError(
+            f"cannot pipe a reading through {type(stage).__name__}: its parameters and buffers would be in no State; "
+            "use an Adapter, or make it part of a net"
         )
     fn = cast(Callable[[Any], Any], stage)
     return Pipe(_nothing, lambda params, hyper, value: fn(value), {}, getattr(fn, "__name__", "function"))
@@ -91,6 +97,9 @@ def shared(name: str, adapter: Adapter) -> Pipe:
         name: stages of the term with this name share parameters.
         adapter: initialised on the first of the readings.
 
+    Raises:
+        TransferError: if the name is no identifier.
+
     Example:
         >>> import ttransfer as tt
         >>> project = tt.shared("project", tt.adapters.linear(16))
@@ -98,6 +107,8 @@ def shared(name: str, adapter: Adapter) -> Pipe:
         >>> [str(r) for r in term.reads]
         ['net(a).fc:in | project', 'net(b).fc:in | project']
     """
+    if not name.isidentifier() or not isinstance(cast(Any, adapter), Adapter):
+        raise TransferError(f"shared: expected a name and an Adapter, got {name!r} and {type(adapter).__name__}")
     return Pipe(adapter.init, lambda params, hyper, value: adapter.apply(params, value), {}, name)
 
 
@@ -112,11 +123,12 @@ def reverse(scale: Any = 1.0) -> Pipe:
         >>> print(tt.read("student(source).fc:in") | tt.reverse(tt.schedules.ramp(1000)))
         student(source).fc:in | reverse
     """
-    if not is_number(scale) and not isinstance(scale, Fixed):
-        raise TransferError(f"reverse: scale must be a number or a schedule, got {type(scale).__name__}")
+    constant = scale.value if isinstance(scale, Fixed) else scale
+    if not is_number(constant):
+        raise TransferError(f"reverse: scale must be a number or a schedule, got {type(constant).__name__}")
 
     def apply(params: Params, hyper: Mapping[str, Tensor], value: Tensor) -> Tensor:
-        by = hyper["scale"] if "scale" in hyper else scale.value
+        by = hyper.get("scale", constant)
         return value.detach() - by * (value - value.detach())
 
     return Pipe(_nothing, apply, {"scale": scale}, "reverse")

@@ -26,11 +26,11 @@ __all__ = ["bind_skeleton", "copy_of"]
 def copy_of(module: nn.Module) -> nn.Module:
     """Copy a module with every parameter and buffer on the meta device; ties between them are kept."""
     memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach().to("meta")
     try:
+        for parameter in module.parameters():
+            memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        for buffer in module.buffers():
+            memo[id(buffer)] = buffer.detach().to("meta")
         return copy.deepcopy(module, memo)
     except Exception as error:
         raise TransferError(f"functional: {type(module).__name__} cannot be copied: {error}") from error
@@ -68,7 +68,8 @@ def bind_skeleton(
     def apply(params: Params, buffers: Params, *inputs: Any, keys: Tensor | None = None) -> Out:
         box.clear()
         box["keys"] = keys
-        # Modules write buffers in place: they get copies, and the copies are handed out.
+        # Modules write buffers in place: they get copies, and the copies are handed out. Some write their input.
+        inputs = _copied(inputs)
         written = {name: buffer.clone() for name, buffer in buffers.items()}
         try:
             if precision is None:
@@ -92,7 +93,7 @@ def _device_of(params: Params) -> str:
 
 
 def _copied(value: Any) -> Any:
-    """Clone the tensors of a tapped value: modules downstream may write into them in place."""
+    """Clone the tensors of a value: modules downstream may write into them in place."""
     return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
 
 
@@ -146,4 +147,4 @@ def _norms_in_float32(net: nn.Module) -> None:
 
 def _in_float32(forward: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        return forward(x.float(), *rest).to(x.dtype)
+        return forward(x.to(torch.promote_types(x.dtype, torch.float32)), *rest).to(x.dtype)

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ttransfer._errors import TransferError, nearest
 
-__all__ = ["at", "cast_like", "combine", "filter", "leaves", "lerp", "map", "matches", "partition", "paths", "unflatten"]
+__all__ = [
+    "at", "cast_like", "combine", "filter", "leaves", "lerp", "map", "matches", "partition", "paths", "unflatten"
+]  # fmt: skip
 
 T = TypeVar("T")
 Tree = Any
@@ -51,7 +52,7 @@ def paths(tree: Tree, separator: str = ".") -> dict[str, Any]:
 def _walk(tree: Tree, at: tuple[str, ...], separator: str) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping):
         for key, child in cast(Mapping[str, Any], tree).items():
-            yield from _walk(child, (*at, key), separator)
+            yield from _walk(child, (*at, str(key)), separator)
     elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
         for key in cast(Any, tree)._fields:
             yield from _walk(getattr(tree, key), (*at, key), separator)
@@ -179,6 +180,7 @@ def lerp(start: T, end: T, weight: Tensor | float) -> T:
     """Interpolate floating leaves, ``start + weight * (end - start)``; take other leaves from `end`.
 
     Example:
+        >>> import torch
         >>> lerp({"a": torch.zeros(2)}, {"a": torch.ones(2)}, 0.25)
         {'a': tensor([0.2500, 0.2500])}
     """
@@ -196,6 +198,7 @@ def cast_like(tree: T, like: T) -> T:
     """Cast every leaf to the dtype of its counterpart.
 
     Example:
+        >>> import torch
         >>> cast_like({"a": torch.zeros((), dtype=torch.float64)}, {"a": torch.zeros(())})["a"].dtype
         torch.float32
     """
