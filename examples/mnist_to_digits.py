@@ -205,7 +205,12 @@ def draw(runs: dict[str, Run], path: Path) -> None:
         accuracies = torch.tensor([values for _, values in run.curve])
         axis.plot(at, accuracies.mean(1), colour, label=name)
         axis.fill_between(at, accuracies.amin(1), accuracies.amax(1), color=colour, alpha=0.2, linewidth=0)
-    axis.set(xlabel="step", ylabel="accuracy on the target's test half", ylim=(0, 1), title=f"Mean and range of {SEEDS} seeds")
+    axis.set(
+        xlabel="step",
+        ylabel="accuracy on the target's test half",
+        ylim=(0, 1),
+        title=f"Mean and range of {SEEDS} seeds",
+    )
     axis.legend(loc="lower right")
     axis.grid(alpha=0.3)
     shown = [

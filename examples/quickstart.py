@@ -84,9 +84,13 @@ def main() -> None:
     # [/README]
 
     print(tt.describe(train, example_batch))
-    print("\nlast step:", ", ".join(f"{name} {logs[name].item():.3f}" for name in ("loss", "task", "kd", "mmd", "dann")))
+    print(
+        "\nlast step:", ", ".join(f"{name} {logs[name].item():.3f}" for name in ("loss", "task", "kd", "mmd", "dann"))
+    )
     for name, model in (("teacher", teacher), ("student", student)):
-        print(f"{name}: {accuracy(model, data.source):.3f} on the source, {accuracy(model, data.test):.3f} on the target")
+        print(
+            f"{name}: {accuracy(model, data.source):.3f} on the source, {accuracy(model, data.test):.3f} on the target"
+        )
 
 
 if __name__ == "__main__":

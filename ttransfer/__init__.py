@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         write_back,
     )
     from ttransfer.core import _tree as tree
-    from ttransfer.run import compile, fit, load, save
+    from ttransfer.run import Fitted, checkpoints, compile, domains, fit, latest, load, loader, save
 
 _PACKAGES = {
     "ttransfer.core": (
@@ -60,24 +60,27 @@ _PACKAGES = {
         "Term WeightMap alternate describe detach ema ensemble fixed functional grid member parse_path "
         "predict read reparam replace reverse set_hyper shared state_dict step sweep term write_back"
     ),
-    "ttransfer.run": "compile fit load save",
+    "ttransfer.run": "Fitted checkpoints compile domains fit latest load loader save",
     "ttransfer._errors": "TransferError",
 }
 _HOME = {name: package for package, names in _PACKAGES.items() for name in names.split()}
-_HOME.update({name: f"ttransfer.{name}" for name in "adapters align losses optim schedules terms weights".split()})
+_TOPICS = "adapters align losses optim schedules terms weights"
+_HOME.update({name: f"ttransfer.{name}" for name in _TOPICS.split()})
 _HOME["tree"] = "ttransfer.core._tree"
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used, so that importing the package costs next to nothing."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'ttransfer' has no attribute {name!r}")
-    module = importlib.import_module(_HOME[name])
-    value = module if module.__name__.rsplit(".", 1)[-1].lstrip("_") == name else getattr(module, name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take any name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        """Import a name when it is first used, so that importing the package costs next to nothing."""
+        if name not in _HOME:
+            raise AttributeError(f"module 'ttransfer' has no attribute {name!r}")
+        module = importlib.import_module(_HOME[name])
+        value = module if module.__name__.rsplit(".", 1)[-1].lstrip("_") == name else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,8 @@ from torch.func import functional_call, grad, vmap
 
 from ttransfer._errors import TransferError
 from ttransfer.adapters import linear, mlp
-from ttransfer.core._types import Adapter, Params
+from ttransfer.core._maps import Adapter
+from ttransfer.core._types import Params
 
 FEATURES = [(4, 5), (1, 5), (3, 6, 5)]
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.func import grad
 
 from ttransfer._errors import TransferError
-from ttransfer.core._types import Params, WeightMap
+from ttransfer.core._maps import WeightMap
+from ttransfer.core._types import Params
 from ttransfer.weights import chain, match, rename
 
 SOURCE = {

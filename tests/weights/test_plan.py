@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ttransfer.core._types import Plan
+from ttransfer.core._maps import Plan
 from ttransfer.weights._plan import planned
 
 

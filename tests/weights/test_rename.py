@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ttransfer._errors import TransferError
-from ttransfer.core._types import WeightMap
+from ttransfer.core._maps import WeightMap
 from ttransfer.weights import rename
 
 SOURCE = {

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttransfer._errors import TransferError, shown
-from ttransfer.core._types import Adapter, Params
+from ttransfer.core._maps import Adapter
+from ttransfer.core._types import Params
 
 
 def linear(out: int, *, bias: bool = True) -> Adapter:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ttransfer._errors import TransferError, nearest
+from ttransfer.core._maps import Reparam
 from ttransfer.core._tree import filter
-from ttransfer.core._types import Params, Reparam
+from ttransfer.core._types import Params
 
 _A, _B = ".lora_a", ".lora_b"
 

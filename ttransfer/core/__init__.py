@@ -9,28 +9,15 @@ from ttransfer.core._alternate import alternate
 from ttransfer.core._describe import describe
 from ttransfer.core._functional import functional, reparam
 from ttransfer.core._hyper import fixed, set_hyper
-from ttransfer.core._paths import parse_path
+from ttransfer.core._maps import Adapter, Plan, Reparam, WeightMap
 from ttransfer.core._members import ensemble, grid, member, sweep
+from ttransfer.core._paths import parse_path
 from ttransfer.core._predict import predict, state_dict, write_back
 from ttransfer.core._reads import Pipe, Read, detach, read, reverse, shared
 from ttransfer.core._rebuild import replace
 from ttransfer.core._step import Spec, Step, ema, step
 from ttransfer.core._term import term
-from ttransfer.core._types import (
-    Adapter,
-    Batch,
-    Functional,
-    Logs,
-    Optimizer,
-    Out,
-    Params,
-    Plan,
-    Reparam,
-    Schedule,
-    State,
-    Term,
-    WeightMap,
-)
+from ttransfer.core._types import Batch, Functional, Logs, Optimizer, Out, Params, Schedule, State, Term
 
 __all__ = [
     "Adapter",

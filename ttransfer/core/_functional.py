@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core._keyed import drops
+from ttransfer.core._maps import Reparam
 from ttransfer.core._skeleton import bind_skeleton, copy_of
-from ttransfer.core._types import Functional, Layout, Out, Params, Reparam
+from ttransfer.core._types import Functional, Layout, Out, Params
 
 __all__ = ["functional", "reparam"]
 

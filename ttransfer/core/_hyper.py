@@ -21,6 +21,9 @@ __all__ = ["at_use", "evaluate", "fixed", "is_number", "numbers", "resolve", "se
 def fixed(value: Any) -> Fixed:
     """Keep a hyper-parameter a Python value: it is compiled in, and cannot be swept.
 
+    Args:
+        value: what the loss gets.
+
     Example:
         >>> import ttransfer as tt
         >>> tt.fixed(4.0)

@@ -137,6 +137,9 @@ def beneath(step: Step, transform: Transform) -> Step:
 def grid(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """Cross lists of values, for `sweep`.
 
+    Args:
+        values: name -> its values.
+
     Example:
         >>> import ttransfer as tt
         >>> tt.grid({"kd.temperature": [1, 4], "kd.weight": [0.1, 0.9]})
@@ -147,7 +150,11 @@ def grid(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 def member(state: State, *index: int) -> State:
-    """Take one member's state out of a stacked one; a second index is for a sweep of an ensemble.
+    """Take one member's state out of a stacked one.
+
+    Args:
+        state: of an ensemble or a sweep.
+        *index: the member's number; a second one for a sweep of an ensemble.
 
     Returns:
         A State for the step of one member, sharing no storage with the stacked one.

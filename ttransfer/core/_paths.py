@@ -138,6 +138,9 @@ class _Scanner:
 def parse_path(text: str) -> Path:
     """Parse one path; `str` of the result is the text again.
 
+    Args:
+        text: see the module's docstring for the grammar.
+
     Raises:
         TransferError: if the text is no path; the message tells the position.
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ttransfer._errors import TransferError
 from ttransfer.core._hyper import is_number
+from ttransfer.core._maps import Adapter
 from ttransfer.core._paths import Path, parse_path
-from ttransfer.core._types import Adapter, Fixed, Params
+from ttransfer.core._types import Fixed, Params
 
 __all__ = ["Pipe", "Read", "as_reads", "detach", "flat", "read", "reverse", "shared"]
 
@@ -27,6 +28,11 @@ class Pipe(NamedTuple):
         apply: (params, hyper, value) -> value.
         hyper: name -> number or schedule, becoming "<term>.<name>" in `State.hyper`.
         name: the prefix of its parameters; stages of one term with the same name share them.
+
+    Example:
+        >>> import ttransfer as tt
+        >>> tt.reverse(0.5).hyper
+        {'scale': 0.5}
     """
 
     init: Callable[[torch.Generator, Tensor], Params]
@@ -36,7 +42,17 @@ class Pipe(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Where a term's argument comes from, and what it runs through first."""
+    """Where a term's argument comes from, and what it runs through first: `tt.read`.
+
+    Attributes:
+        path: the parsed path.
+        pipes: the stages, in order.
+
+    Example:
+        >>> import ttransfer as tt
+        >>> len((tt.read("net(a)") | tt.detach | tt.reverse(0.5)).pipes)
+        2
+    """
 
     path: Path
     pipes: tuple[Pipe, ...] = ()
@@ -136,6 +152,9 @@ def reverse(scale: Any = 1.0) -> Pipe:
 
 def detach(value: Tensor) -> Tensor:
     """Stop the gradient of a reading; a stage of a read.
+
+    Args:
+        value: a tensor of any shape.
 
     Example:
         >>> import torch, ttransfer as tt

@@ -22,6 +22,11 @@ Tree = Any
 def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """Apply `fn` to corresponding leaves.
 
+    Args:
+        fn: of one leaf from each tree.
+        tree: gives the structure.
+        *rest: trees of the same structure.
+
     Example:
         >>> map(lambda x, y: x + y, {"a": 1, "b": (2, 3)}, {"a": 10, "b": (20, 30)})
         {'a': 11, 'b': (22, 33)}
@@ -32,6 +37,9 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
 def leaves(tree: Tree) -> list[Any]:
     """Return the leaves in order.
 
+    Args:
+        tree: nested dicts, lists and (named) tuples.
+
     Example:
         >>> leaves({"a": 1, "b": (2, [3])})
         [1, 2, 3]
@@ -41,6 +49,10 @@ def leaves(tree: Tree) -> list[Any]:
 
 def paths(tree: Tree, separator: str = ".") -> dict[str, Any]:
     """Return path -> leaf, in order.
+
+    Args:
+        tree: nested dicts, lists and (named) tuples.
+        separator: between the parts of a path.
 
     Example:
         >>> paths({"a": {"w": 1}, "b": (2, 3)})
@@ -66,6 +78,10 @@ def _walk(tree: Tree, at: tuple[str, ...], separator: str) -> Iterator[tuple[str
 def unflatten(like: T, values: list[Any]) -> T:
     """Put `values`, in leaf order, into the structure of `like`.
 
+    Args:
+        like: gives the structure.
+        values: as many as it has leaves.
+
     Example:
         >>> unflatten({"a": 0, "b": (0, 0)}, [1, 2, 3])
         {'a': 1, 'b': (2, 3)}
@@ -75,6 +91,10 @@ def unflatten(like: T, values: list[Any]) -> T:
 
 def matches(pattern: str, name: str) -> bool:
     """Say whether the regular expression `pattern` covers the whole of `name`.
+
+    Args:
+        pattern: a regular expression.
+        name: for example of a parameter.
 
     Example:
         >>> matches("layer4.*|fc.*", "fc.weight"), matches("fc", "fc.weight")
@@ -111,6 +131,10 @@ def filter(params: Mapping[str, T], keep: str | Callable[[str], bool]) -> dict[s
 def partition(params: Mapping[str, T], keep: str | Callable[[str], bool]) -> tuple[dict[str, T], dict[str, T]]:
     """Split a flat dict in two: what matches, and the rest. `combine` puts them together again.
 
+    Args:
+        params: a flat dict.
+        keep: as for `filter`.
+
     Example:
         >>> partition({"fc.weight": 1, "conv.weight": 3}, "fc.*")
         ({'fc.weight': 1}, {'conv.weight': 3})
@@ -121,6 +145,9 @@ def partition(params: Mapping[str, T], keep: str | Callable[[str], bool]) -> tup
 
 def combine(*parts: Mapping[str, T]) -> dict[str, T]:
     """Join flat dicts whose names do not overlap.
+
+    Args:
+        *parts: flat dicts.
 
     Raises:
         TransferError: if two parts share a name.
@@ -141,6 +168,11 @@ def at(tree: T, path: str, value: Any) -> T:
     """Return the tree with the leaf (or subtree) at a dotted path replaced.
 
     Keys that contain dots are found too: the longest key that fits is taken at each level.
+
+    Args:
+        tree: nested dicts, lists and (named) tuples.
+        path: keys, fields and indices, dotted.
+        value: what to put there.
 
     Raises:
         TransferError: if there is nothing at the path.
@@ -179,6 +211,11 @@ def at(tree: T, path: str, value: Any) -> T:
 def lerp(start: T, end: T, weight: Tensor | float) -> T:
     """Interpolate floating leaves, ``start + weight * (end - start)``; take other leaves from `end`.
 
+    Args:
+        start: what a weight of 0 gives.
+        end: what a weight of 1 gives.
+        weight: 0-d.
+
     Example:
         >>> import torch
         >>> lerp({"a": torch.zeros(2)}, {"a": torch.ones(2)}, 0.25)
@@ -196,6 +233,10 @@ def lerp(start: T, end: T, weight: Tensor | float) -> T:
 
 def cast_like(tree: T, like: T) -> T:
     """Cast every leaf to the dtype of its counterpart.
+
+    Args:
+        tree: of tensors.
+        like: of the same structure.
 
     Example:
         >>> import torch

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Adapter",
     "Batch",
     "Ema",
     "Fixed",
@@ -22,14 +21,11 @@ __all__ = [
     "Optimizer",
     "Out",
     "Params",
-    "Plan",
-    "Reparam",
     "Scalar",
     "Schedule",
     "State",
     "Term",
     "Tree",
-    "WeightMap",
 ]
 
 Params = dict[str, Tensor]
@@ -86,6 +82,10 @@ class Out(NamedTuple):
         value: the module's output, of whatever structure it has.
         taps: the tapped inner values, under the taps' own notation ("layer4", "fc:in", "act@1").
         buffers: the buffers after the forward; never the caller's tensors when they changed.
+
+    Example:
+        >>> Out(torch.ones(2), {}, {}).value
+        tensor([1., 1.])
     """
 
     value: Tree
@@ -123,6 +123,12 @@ class Functional(NamedTuple):
         layout: names and shapes.
         mode: "train", "eval" or None (the step decides: train for a net that is trained).
         inputs: the batch fields that the network takes, in order.
+
+    Example:
+        >>> import ttransfer as tt
+        >>> net = tt.functional(torch.nn.Linear(3, 2), inputs=("image",))
+        >>> net.inputs, list(net.layout.parameters)
+        (('image',), ['weight', 'bias'])
     """
 
     init: Callable[[torch.Generator], tuple[Params, Params]]
@@ -132,60 +138,6 @@ class Functional(NamedTuple):
     layout: Layout
     mode: str | None
     inputs: tuple[str, ...]
-
-
-class Adapter(NamedTuple):
-    """A feature -> feature map with parameters.
-
-    Attributes:
-        init: (generator, like) -> Params; `like` is a meta tensor of the feature's shape and dtype.
-        apply: (params, feature) -> feature.
-    """
-
-    init: Callable[[torch.Generator, Tensor], Params]
-    apply: Callable[[Params, Tensor], Tensor]
-
-
-class Reparam(NamedTuple):
-    """A parameters -> parameters map inside the step (LoRA, masks, fake quantisation).
-
-    Attributes:
-        init: (generator, params) -> delta, the map's own parameters; names must not clash with the base's.
-        apply: (base, delta) -> params, under the base's names.
-        trains_base: whether the base parameters train too when the net is named as trainable.
-    """
-
-    init: Callable[[torch.Generator, Params], Params]
-    apply: Callable[[Params, Params], Params]
-    trains_base: bool = False
-
-
-class Plan(NamedTuple):
-    """The dry run of a WeightMap: where every tensor goes.
-
-    Attributes:
-        copied: target name -> source name.
-        unused: source names that go nowhere.
-        missing: target names that get nothing.
-        mismatched: target name -> why the source tensor of that name does not fit.
-    """
-
-    copied: dict[str, str]
-    unused: tuple[str, ...]
-    missing: tuple[str, ...]
-    mismatched: dict[str, str]
-
-
-class WeightMap(NamedTuple):
-    """A checkpoint -> parameters map, pure and differentiable.
-
-    Attributes:
-        apply: (src, like) -> Params.
-        plan: (src, like) -> Plan, on names and shapes alone.
-    """
-
-    apply: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Params]
-    plan: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Plan]
 
 
 class Term(NamedTuple):
@@ -201,6 +153,11 @@ class Term(NamedTuple):
         count: readings -> how many items the mean is over.
         labels: positions of logits and integer labels and the ignored label, for range checks.
         fn: the loss itself, for people to read.
+
+    Example:
+        >>> import ttransfer as tt
+        >>> [str(read) for read in tt.term(tt.align.mmd, "net(a).fc:in", "net(b).fc:in").reads]
+        ['net(a).fc:in', 'net(b).fc:in']
     """
 
     init: Callable[[torch.Generator, list[Any]], tuple[Params, Tree]]
@@ -222,6 +179,11 @@ class Optimizer(NamedTuple):
         update: (grads, state, params, hyper) -> (updates, state); the new parameters are
             `params + updates`. `hyper` maps the names in `hyper` to 0-d float64 tensors.
         hyper: name -> number or schedule. Each becomes an entry of `State.hyper` under "optim.".
+
+    Example:
+        >>> import ttransfer as tt
+        >>> sorted(tt.optim.adam(1e-3).hyper)
+        ['beta1', 'beta2', 'eps', 'lr']
     """
 
     init: Callable[[Tree], Tree]
@@ -251,6 +213,10 @@ class State(NamedTuple):
         hyper: name -> 0-d float64 tensor.
         step: 0-d int64, the number of updates done.
         seed: 0-d int64, from which dropout masks follow.
+
+    Example:
+        >>> State._fields[:4]
+        ('trainable', 'frozen', 'buffers', 'terms')
     """
 
     trainable: dict[str, Any]

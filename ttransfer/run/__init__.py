@@ -8,4 +8,16 @@ from ttransfer.run._data import Loader, loader
 from ttransfer.run._domains import Domains, domains
 from ttransfer.run._fit import Fitted, fit
 
-__all__ = ["Domains", "Fitted", "Loader", "checkpoints", "compile", "domains", "fit", "latest", "load", "loader", "save"]
+__all__ = [
+    "Domains",
+    "Fitted",
+    "Loader",
+    "checkpoints",
+    "compile",
+    "domains",
+    "fit",
+    "latest",
+    "load",
+    "loader",
+    "save",
+]

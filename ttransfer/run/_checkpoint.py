@@ -111,10 +111,10 @@ def load(path: str | os.PathLike[str], like: S) -> tuple[S, dict[str, Any]]:
     Example:
         >>> import torch
         >>> from ttransfer.run import load
-        >>> load("runs/nowhere", {"weight": torch.zeros(2)})
+        >>> load("nowhere/at-all", {"weight": torch.zeros(2)})
         Traceback (most recent call last):
         ...
-        ttransfer._errors.TransferError: load: no checkpoint at 'runs/nowhere'; there are none
+        ttransfer._errors.TransferError: load: no checkpoint at 'nowhere/at-all'; there are none
     """
     path = _present(Path(path))
     structure = _structure(path)

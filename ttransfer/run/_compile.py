@@ -110,17 +110,26 @@ def _in_precision(step: Step, precision: str) -> Step:
     return replace(step, nets=changed(expression, made))
 
 
-def _entry(step: Step, donate: bool) -> Callable[[State, Batch], Any]:
+def _with_hyper(state: State, hyper: dict[str, Tensor]) -> State:
+    return State(
+        state.trainable, state.frozen, state.buffers, state.terms, state.opt, state.ema, hyper, state.step, state.seed
+    )
+
+
+def _entry(step: Step, donate: bool) -> Callable[..., Any]:
     """Return what is compiled, as a function with code of its own.
 
     The compiler keeps its graphs by code object and limits their number; steps must not share one.
+    Hyper-parameters come in as one tensor: the compiler traces everything twice for a float64 scalar
+    on the CPU. They do not come out, since an update does not change them.
     """
 
-    def pure(state: State, batch: Batch) -> Any:
-        return step.update(state, batch)
+    def pure(names: tuple[str, ...], numbers: Tensor, state: State, batch: Batch) -> Any:
+        new, logs = step.update(_with_hyper(state, dict(zip(names, numbers.unbind(-1), strict=True))), batch)
+        return _with_hyper(new, {}), logs
 
-    def donated(state: State, batch: Batch) -> Any:
-        new, logs = step.update(state, batch)
+    def donated(names: tuple[str, ...], numbers: Tensor, state: State, batch: Batch) -> Any:
+        new, logs = pure(names, numbers, state, batch)
         for old, fresh in zip(tree.leaves(state), tree.leaves(new), strict=True):
             if fresh is not old:
                 old.copy_(fresh)
@@ -161,7 +170,7 @@ def _normal(setting: _Setting) -> Iterator[None]:
 
 
 def _outer(
-    step: Step, graph: Callable[[State, Batch], Any], donate: bool, rows: str
+    step: Step, graph: Callable[..., Any], donate: bool, rows: str
 ) -> Callable[[State, Batch], tuple[State, Logs]]:
     """Return the function that users call: it checks and normalises, then runs the graph."""
     inputs = inputs_of(step.spec)
@@ -183,10 +192,12 @@ def _outer(
             written[0] = leaf_ids(state)
         if rows == "dynamic":
             for x in tree.leaves(wanted):
-                torch._dynamo.mark_dynamic(x, inputs.stacked)  # pyright: ignore[reportPrivateUsage]
+                torch._dynamo.mark_dynamic(x, inputs.stacked)
+        names = tuple(state.hyper)
         with _normal(setting[0]):
-            out = _run(graph, state, wanted)
-        return (state, out) if donate else out
+            numbers = torch.stack([state.hyper[name] for name in names], -1)
+            out = _run(graph, names, numbers, _with_hyper(state, {}), wanted)
+        return (state, out) if donate else (_with_hyper(out[0], state.hyper), out[1])
 
     return update
 
@@ -207,11 +218,11 @@ def _strides(shape: torch.Size) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _run(graph: Callable[[State, Batch], Any], state: State, batch: Batch) -> Any:
+def _run(graph: Callable[..., Any], *arguments: Any) -> Any:
     from torch._dynamo.exc import Unsupported, UserError
 
     try:
-        return graph(state, batch)
+        return graph(*arguments)
     except (Unsupported, UserError) as error:
         reason = str(error).split("\n\nfrom user code")[0].strip()
         where = [line.strip() for line in str(error).splitlines() if line.strip().startswith("File ")]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ttransfer.core._types import Params, Plan, WeightMap
+from ttransfer.core._maps import Plan, WeightMap
+from ttransfer.core._types import Params
 from ttransfer.weights._plan import planned
 
 

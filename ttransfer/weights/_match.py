@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ttransfer._errors import TransferError, nearest, shown
+from ttransfer.core._maps import Plan, WeightMap
 from ttransfer.core._tree import matches
-from ttransfer.core._types import Params, Plan, WeightMap
+from ttransfer.core._types import Params
 from ttransfer.weights._plan import planned
 
 
@@ -63,7 +64,9 @@ def _complaint(left: list[str], dry: Plan, like: Mapping[str, Tensor]) -> str:
     lines = [f"match: {len(left)} of {len(like)} target tensors get nothing"]
     for name in left[:5]:
         why = dry.mismatched.get(name)
-        lines.append(f"  {name!r}: {why}" if why else f"  {name!r} {shown(like[name])}: not in the source{nearest(name, free)}")
+        lines.append(
+            f"  {name!r}: {why}" if why else f"  {name!r} {shown(like[name])}: not in the source{nearest(name, free)}"
+        )
     if len(left) > 5:
         lines.append(f"  ... and {len(left) - 5} more")
     lines.append("rename the source's, or let them stay at initialisation with allow=")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ttransfer.core._types import Plan
+from ttransfer.core._maps import Plan
 
 Tensors = Mapping[str, Tensor]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttransfer.core._types import Plan
+from ttransfer.core._maps import Plan
 
 
 def show(plan: Plan) -> str:

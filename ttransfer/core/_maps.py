@@ -1,0 +1,86 @@
+"""Maps with parameters, or between parameters: Adapter, Reparam, WeightMap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttransfer.core._types import Params
+
+__all__ = ["Adapter", "Plan", "Reparam", "WeightMap"]
+
+
+class Adapter(NamedTuple):
+    """A feature -> feature map with parameters.
+
+    Attributes:
+        init: (generator, like) -> Params; `like` is a meta tensor of the feature's shape and dtype.
+        apply: (params, feature) -> feature.
+
+    Example:
+        >>> scale = Adapter(lambda g, like: {"s": torch.ones(like.shape[-1])}, lambda p, x: p["s"] * x)
+        >>> scale.apply(scale.init(torch.Generator(), torch.empty(4, 2, device="meta")), torch.ones(1, 2))
+        tensor([[1., 1.]])
+    """
+
+    init: Callable[[torch.Generator, Tensor], Params]
+    apply: Callable[[Params, Tensor], Tensor]
+
+
+class Reparam(NamedTuple):
+    """A parameters -> parameters map inside the step (LoRA, masks, fake quantisation).
+
+    Attributes:
+        init: (generator, params) -> delta, the map's own parameters; names must not clash with the base's.
+        apply: (base, delta) -> params, under the base's names.
+        trains_base: whether the base parameters train too when the net is named as trainable.
+
+    Example:
+        >>> shift = Reparam(lambda g, p: {"by": torch.zeros(())}, lambda p, d: {k: v + d["by"] for k, v in p.items()})
+        >>> shift.apply({"w": torch.ones(2)}, {"by": torch.tensor(2.0)})
+        {'w': tensor([3., 3.])}
+    """
+
+    init: Callable[[torch.Generator, Params], Params]
+    apply: Callable[[Params, Params], Params]
+    trains_base: bool = False
+
+
+class Plan(NamedTuple):
+    """The dry run of a WeightMap: where every tensor goes.
+
+    Attributes:
+        copied: target name -> source name.
+        unused: source names that go nowhere.
+        missing: target names that get nothing.
+        mismatched: target name -> why the source tensor of that name does not fit.
+
+    Example:
+        >>> Plan({"fc.weight": "head.weight"}, (), ("fc.bias",), {}).missing
+        ('fc.bias',)
+    """
+
+    copied: dict[str, str]
+    unused: tuple[str, ...]
+    missing: tuple[str, ...]
+    mismatched: dict[str, str]
+
+
+class WeightMap(NamedTuple):
+    """A checkpoint -> parameters map, pure and differentiable.
+
+    Attributes:
+        apply: (src, like) -> Params.
+        plan: (src, like) -> Plan, on names and shapes alone.
+
+    Example:
+        >>> import ttransfer as tt
+        >>> list(tt.weights.rename({"head": "fc"}).apply({"head.weight": torch.ones(2)}, {}))
+        ['fc.weight']
+    """
+
+    apply: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Params]
+    plan: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Plan]
