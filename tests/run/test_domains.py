@@ -199,7 +199,7 @@ def test_a_data_loader_and_a_mapping_of_sources() -> None:
 
 BAD: dict[str, tuple[Any, str]] = {
     "no domains": ({}, r"^domains: none given; wanted, for example"),
-    "tensor": ({"a": X}, r"^domain 'a' is a Tensor, wanted a loader: a DataLoader, a list of batches, or tt\.data\.l"),
+    "tensor": ({"a": X}, r"^domain 'a' is a Tensor, wanted a loader: a DataLoader, a list of batches, or tt\.l"),
     "mapping": ({"a": {"x": X}}, r"^domain 'a' is a dict, wanted a loader"),
     "dataset": ({"a": 3}, r"^domain 'a' is a int, wanted a loader"),
 }

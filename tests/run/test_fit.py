@@ -139,7 +139,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mapping": ({"batches": {"source": ones()}}, r"^batches is a dict, wanted a loader"),
     "tuples": (
         {"batches": DataLoader(TensorDataset(torch.zeros(3), torch.zeros(3)))},
-        r"^fit: batches yields a list, wanted \{domain: \{field: tensor\}\}; zip loaders with tt\.data\.domains",
+        r"^fit: batches yields a list, wanted \{domain: \{field: tensor\}\}; zip loaders with tt\.domains",
     ),
     "one domain": ({"batches": [{"x": torch.zeros(1)}]}, r"^fit: batches yields a dict, wanted \{domain: \{field"),
 }

@@ -22,6 +22,7 @@ def features(called: str, source: Tensor, target: Tensor, *, rows: int) -> tuple
     Raises:
         TransferError: for maps, for widths that differ, for too few rows, for integers.
     """
+
     def refuse(wanted: str, cure: str = "") -> NoReturn:
         raise TransferError(f"{called}: wanted {wanted}, got source {shown(source)} and target {shown(target)}{cure}")
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core import _tree as tree
-from ttransfer.core._spec import Expression, plan_of
+from ttransfer.core._spec import Expression, plan_of, slot_names
+from ttransfer.core._states import state_check
 from ttransfer.core._step import Spec, Step
 from ttransfer.core._types import Batch, Functional, Logs, Params, State
 
@@ -57,7 +58,11 @@ def alternate(
         >>> int(state.step), "two.fit" in logs
         (1, True)
     """
-    given = {**(phases or {}), **more_phases}
+    given = dict(phases or {})
+    for name, phase in more_phases.items():
+        if name in given:
+            raise TransferError(f"alternate: the phase {name!r} is given twice")
+        given[name] = phase
     return build_alternation(Alternation(given, tuple(order if order is not None else given)))
 
 
@@ -65,19 +70,25 @@ def build_alternation(alternation: Alternation) -> Step:
     """Check the phases and build their common step."""
     phases, order = alternation
     _check(phases, order)
-    learned: dict[str, Learned] = {name: plan_of(phase.spec.expression).learned for name, phase in phases.items()}
+    parts = {name: (phase.spec.expression, plan_of(phase.spec.expression)) for name, phase in phases.items()}
+    learned: dict[str, Learned] = {name: plan.learned for name, (_, plan) in parts.items()}
+    slots = {n: [s for net in (*e.nets, *e.ema) for s in slot_names(e, plan, net)] for n, (e, plan) in parts.items()}
+    check_state = state_check(parts)
 
     def init(example_batch: Batch, seed: int = 0) -> State:
         return _joined(phases, {name: phase.init(example_batch, seed) for name, phase in phases.items()})
 
     def update(state: State, batch: Batch) -> tuple[State, Logs]:
+        if not torch.compiler.is_compiling():
+            check_state(state, 0)
         new = state
         logs: Logs = {}
         losses: dict[str, Tensor] = {}
         finite: list[Tensor] = []
         for turn, name in enumerate(order):
-            after, said = phases[name].update(_view(phases[name].spec.expression, learned[name], new, name, turn), batch)
-            new = _merged(new, after, name)
+            expression = phases[name].spec.expression
+            after, said = phases[name].update(_view(expression, learned[name], slots[name], new, name, turn), batch)
+            new = _merged(new, after, name, _averages(expression, learned[name], new, after, said))
             logs.update({f"{name}.{key}": value for key, value in said.items()})
             losses[name] = said["loss"]
             finite += [said["finite"]] if "finite" in said else []
@@ -100,7 +111,10 @@ def _check(phases: Mapping[str, Step], order: Sequence[str]) -> None:
     if unused := [name for name in phases if name not in order]:
         raise TransferError(f"alternate: order leaves out the phase {unused[0]!r}")
     nets: dict[str, tuple[str, Any, bool]] = {}
+    followers: dict[str, str] = {}
     for name, phase in phases.items():
+        if not isinstance(cast(Any, phase), Step):
+            raise TransferError(f"alternate: phase {name!r} is {type(phase).__name__}; make it with tt.step(...)")
         if not name.isidentifier():
             raise TransferError(f"alternate: a phase's name must be an identifier, got {name!r}")
         expression = phase.spec.expression
@@ -113,6 +127,11 @@ def _check(phases: Mapping[str, Step], order: Sequence[str]) -> None:
                 raise TransferError(f"alternate: phases {first!r} and {name!r} have different nets called {net!r}")
             if split != per_domain:
                 raise TransferError(f"alternate: buffers of {net!r} are per domain in one of {first!r}, {name!r} only")
+        for net in (*expression.nets, *expression.ema):
+            of = expression.ema[net].of if net in expression.ema else ""
+            if followers.setdefault(net, of) != of:
+                roles = [f"an average of {f!r}" if f else "a net of its own" for f in (followers[net], of)]
+                raise TransferError(f"alternate: {net!r} is {roles[0]} in one phase and {roles[1]} in phase {name!r}")
 
 
 def _joined(phases: Mapping[str, Step], states: Mapping[str, State]) -> State:
@@ -160,7 +179,7 @@ def _own(part: Mapping[str, Any], phase: str) -> dict[str, Any]:
     return {key[len(phase) + 1 :]: value for key, value in part.items() if key.startswith(f"{phase}.")}
 
 
-def _view(expression: Expression, learned: Learned, state: State, phase: str, turn: int) -> State:
+def _view(expression: Expression, learned: Learned, slots: Sequence[str], state: State, phase: str, turn: int) -> State:
     """The state as one phase sees it. Its seed differs by turn, or dropout would repeat its masks."""
     every = {net: _every(functional, state, net) for net, functional in expression.nets.items()}
     trainable: dict[str, Any] = {net: {k: v for k, v in every[net].items() if k in learned[net]} for net in learned}
@@ -168,7 +187,7 @@ def _view(expression: Expression, learned: Learned, state: State, phase: str, tu
     return State(
         trainable,
         {net: {k: v for k, v in flat.items() if k not in learned.get(net, ())} for net, flat in every.items()},
-        {slot: flat for slot, flat in state.buffers.items() if slot.split("(")[0] in (*every, *expression.ema)},
+        {slot: state.buffers[slot] for slot in slots},
         _own(state.terms, phase),
         state.opt[phase],
         {net: state.ema[net] for net in expression.ema},
@@ -178,7 +197,21 @@ def _view(expression: Expression, learned: Learned, state: State, phase: str, tu
     )
 
 
-def _merged(state: State, after: State, phase: str) -> State:
+def _averages(expression: Expression, learned: Learned, state: State, after: State, said: Logs) -> dict[str, Params]:
+    """The averaged nets after a phase, which itself moves only what it trains: other phases train the rest."""
+    ema: dict[str, Params] = {}
+    for name, follower in expression.ema.items():
+        moved = learned.get(follower.of, frozenset())
+        now = _every(expression.nets[follower.of], state, follower.of)
+        ema[name] = {
+            k: v if k in moved or k not in state.trainable.get(follower.of, {})
+            else tree.lerp(v, now[k], 1.0 - said[f"{name}.decay"])
+            for k, v in after.ema[name].items()
+        }  # fmt: skip
+    return ema
+
+
+def _merged(state: State, after: State, phase: str, ema: Mapping[str, Params]) -> State:
     """Write what a phase changed into the common state, whose order of keys stays as it is."""
 
     def newer(net: str, flat: Params) -> Params:
@@ -193,7 +226,7 @@ def _merged(state: State, after: State, phase: str) -> State:
         {**state.buffers, **after.buffers},
         {**state.terms, **_prefixed({phase: after.terms})},
         {**state.opt, phase: after.opt},
-        {**state.ema, **after.ema},
+        {**state.ema, **ema},
         state.hyper,
         state.step,
         state.seed,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ttransfer.core._alternate import Alternation
 from ttransfer.core._spec import Expression, Plan, plan_of, slot, source_of
 from ttransfer.core._step import Started, Step, start
@@ -39,6 +41,7 @@ def describe(step: Step, example_batch: Batch | None = None) -> str:
           task.weight           1.0   lifted
           task.label_smoothing  0.1   static: cross_entropy takes no tensor for it
           optim.lr              0.1   lifted
+          optim.weight_decay    0.0   lifted
         parameters
           net  9 trained, 0 frozen
         random draws
@@ -63,17 +66,18 @@ def describe(step: Step, example_batch: Batch | None = None) -> str:
 def _expression(expression: Expression, example_batch: Batch | None) -> list[str]:
     plan = plan_of(expression)
     started = None if example_batch is None else start(expression, plan, example_batch, 0)
+    averages = expression.ema.items()
     return [
         "forwards, in the order they run",
         *_table(_forwards(expression, plan)),
-        *(_block("averages", [[f"{n} = average of {e.of}", f"{e.mode}, buffers {e.buffers}"] for n, e in expression.ema.items()])),
+        *_block("averages", [[f"{n} = average of {e.of}", f"{e.mode}, buffers {e.buffers}"] for n, e in averages]),
         "terms",
         *_table([[name, _term(name, term, started)] for name, term in expression.terms.items()]),
         "numbers",
         *_table(_numbers(expression, started)),
         "parameters",
         *_table(_parameters(expression, plan)),
-        *(_block("micro-batches", [[str(expression.accumulate)]] if expression.accumulate > 1 else [])),
+        *_block("micro-batches", [[str(expression.accumulate)]] if expression.accumulate > 1 else []),
         *_random(started),
     ]  # fmt: skip
 
@@ -111,7 +115,7 @@ def _term(name: str, term: Term, started: Started | None) -> str:
         if not hasattr(read, "path"):
             return "[" + ", ".join(shown(r) for r in read) + "]"
         value = next(shapes) if shapes is not None else None
-        return f"{read} {tuple(value.shape)}" if hasattr(value, "shape") else str(read)
+        return f"{read} {tuple(value.shape)}" if isinstance(value, Tensor) else str(read)
 
     arguments = ", ".join(shown(read) for read in term.reads)
     split = "couples rows" if term.coupled else "mean, splits"
@@ -159,7 +163,7 @@ def _parameters(expression: Expression, plan: Plan) -> list[list[str]]:
 def _random(started: Started | None) -> list[str]:
     if started is None:
         return ["give an example batch to see shapes, which numbers are lifted, and random draws"]
-    drawn = started.fakes.random
+    drawn = started.random
     if not drawn:
         return ["random draws", "  all from the state's seed"]
     return ["random draws", f"  from the global generator, so not replayed: {', '.join(drawn)}"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ttransfer._errors import TransferError, nearest
+from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._keyed import row_keys, salt
 from ttransfer.core._paths import Field, Forward, NetFn, NetParams, Path
 from ttransfer.core._pipes import upcast
@@ -63,11 +63,17 @@ def check_batch(plan: Plan, batch: Batch, stacked: int = 0) -> dict[str, dict[st
         batch: domain -> field -> tensor.
         stacked: how many leading dimensions count members, before the rows.
     """
+    if not isinstance(cast(Any, batch), Mapping):
+        raise TransferError(f"a batch maps domains to fields, {{'source': {{'x': ...}}}}, got {shown(batch)}")
     found: dict[str, dict[str, Tensor]] = {}
     for domain, fields in plan.fields.items():
         if domain not in batch:
             raise TransferError(f"the batch has no domain {domain!r}{nearest(domain, batch)}")
         have = batch[domain]
+        if not isinstance(cast(Any, have), Mapping):
+            raise TransferError(
+                f"domain {domain!r} of the batch maps fields to tensors, {{'x': ...}}, got {shown(have)}"
+            )
         for field in fields:
             if field not in have:
                 raise TransferError(f"domain {domain!r} of the batch has no field {field!r}{nearest(field, have)}")
@@ -78,18 +84,11 @@ def check_batch(plan: Plan, batch: Batch, stacked: int = 0) -> dict[str, dict[st
                 )
         found[domain] = {field: have[field] for field in fields}
         sizes = {field: tensor.shape[stacked] for field, tensor in found[domain].items()}
-        if len(set(sizes.values())) > 1 or 0 in sizes.values():
-            raise TransferError(f"domain {domain!r} must have the same number of rows in each field, and some: {sizes}")
+        if 0 in sizes.values():
+            raise TransferError(f"domain {domain!r} of the batch is empty; rows of its fields: {sizes}")
+        if len(set(sizes.values())) > 1:
+            raise TransferError(f"domain {domain!r} must have the same number of rows in each field, got {sizes}")
     return found
-
-
-def shown(value: Any) -> str:
-    """A value for a message: a tensor's shape and dtype."""
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(shown(v) for v in value) + "]"
-    return type(value).__name__
 
 
 def rows_of(batch: Batch, domain: str) -> int:
@@ -115,12 +114,22 @@ def run_passes(
         if (one.net, one.domains[0], one.number) in bound.salts:
             keys = _rows_joined([_keys(bound, clock, one.net, d, one.number, rows_of(batch, d)) for d in one.domains])
         where = slot(bound.expression, one.net, one.domains[0])
-        out = bound.applies[one.net](params[one.net], threaded[where], *inputs, keys=keys)
+        out = _run(bound, one, params[one.net], threaded[where], inputs, keys)
         threaded[where] = out.buffers
         sizes = [rows_of(batch, d) for d in one.domains]
         for i, domain in enumerate(one.domains):
-            outs[one.net, domain, one.number] = _part(out, sizes, i)
+            outs[one.net, domain, one.number] = _part(one, out, sizes, i)
     return outs, threaded
+
+
+def _run(bound: Bound, one: Pass, params: Params, buffers: Params, inputs: list[Tensor], keys: Tensor | None) -> Out:
+    if torch.compiler.is_compiling():  # an exception handler is no part of a graph
+        return bound.applies[one.net](params, buffers, *inputs, keys=keys)
+    try:
+        return bound.applies[one.net](params, buffers, *inputs, keys=keys)
+    except Exception as error:
+        got = ", ".join(map(shown, inputs))
+        raise TransferError(f"the forward {one} failed on {got}: {error}") from error
 
 
 def _rows_joined(parts: list[Tensor]) -> Tensor:
@@ -132,14 +141,22 @@ def _keys(bound: Bound, clock: Clock, net: str, domain: str, number: int, n: int
     return row_keys(clock.seed, clock.step, bound.salts[net, domain, number], rows)
 
 
-def _part(out: Out, sizes: list[int], i: int) -> Out:
+def _part(one: Pass, out: Out, sizes: list[int], i: int) -> Out:
     """Cut one domain's rows out of a joined forward."""
     if len(sizes) == 1:
         return out
     begin = sum(sizes[:i])
 
     def cut(x: Any) -> Any:
-        return x[begin : begin + sizes[i]] if isinstance(x, Tensor) and x.ndim else x
+        if not isinstance(x, Tensor) or not x.ndim:
+            return x
+        if x.shape[0] % sum(sizes):
+            raise TransferError(
+                f"joint: {one} gave {shown(x)}, whose first dimension is not the {sum(sizes)} rows that went in, so it "
+                "cannot be cut by domain"
+            )
+        each = x.shape[0] // sum(sizes)  # more than one where windows or heads are folded into the batch
+        return x[begin * each : (begin + sizes[i]) * each]
 
     return Out(pytree.tree_map(cut, out.value), pytree.tree_map(cut, out.taps), out.buffers)
 
@@ -167,7 +184,10 @@ def _reading(
     clock: Clock,
 ) -> Any:
     if isinstance(path, NetParams):
-        return params[path.net]
+        # In the net's own order, whichever of them are trained: two nets of one kind then go side by side.
+        return upcast(
+            {name: params[path.net][name] for name in source_of(bound.expression, path.net).layout.parameters}
+        )
     if isinstance(path, NetFn):
         return _as_function(bound, path.net, params, buffers, clock)
     if isinstance(path, Field):
@@ -177,14 +197,23 @@ def _reading(
 
 
 def picked(value: Any, path: Forward | Field) -> Any:
+    """Follow the picks of a path: keys of mappings, positions, and fields of named tuples and plain objects."""
     for pick in path.picks:
+        names = _names_in(value)
         try:
-            value = value[pick] if isinstance(pick, int) or not hasattr(value, pick) else getattr(value, pick)
+            if isinstance(pick, str) and pick not in names:
+                raise KeyError(pick)
+            value = getattr(value, pick) if isinstance(pick, str) and not isinstance(value, Mapping) else value[pick]
         except (KeyError, IndexError, TypeError) as error:
-            keys = [str(k) for k in value] if isinstance(value, Mapping) else []
-            hint = nearest(str(pick), keys) if keys else f"; it is {shown(value)}"
+            hint = nearest(str(pick), map(str, names)) if names else f"; it is {shown(value)}"
             raise TransferError(f"'{path}': nothing at [{pick}]{hint}") from error
     return value
+
+
+def _names_in(value: Any) -> Any:
+    if isinstance(value, (Mapping, Tensor)):
+        return value if isinstance(value, Mapping) else ()
+    return getattr(value, "_fields", None) or getattr(value, "__dict__", ())
 
 
 def _as_function(

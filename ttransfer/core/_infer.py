@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +18,17 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
+from ttransfer.core import _tree as tree
 from ttransfer.core._forward import Bound, Clock, bind, raw_readings, run_passes
 from ttransfer.core._hyper import numbers, resolve
-from ttransfer.core._pipes import init_pipes, loss_params, regroup
+from ttransfer.core._pipes import init_pipes, loss_params, regroup, run_pipes
 from ttransfer.core._spec import Expression, Plan
 from ttransfer.core._term import name_of
 from ttransfer.core._types import Batch, Fixed, Params, Schedule, Term, Tree
 from ttransfer.core._update import numbers_of
 
-__all__ = ["Fakes", "data_dependent", "infer", "init_term", "lifts"]
+__all__ = ["Fakes", "data_dependent", "infer", "init_term", "lifts", "piped_readings"]
 
 data_dependent = (DataDependentOutputException, DynamicOutputShapeException)
 """What fake tensors raise when a shape or a branch depends on values."""
@@ -75,7 +79,7 @@ def infer(
         return pytree.tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, tree)
 
     noted = _RandomOps()
-    with mode:
+    with mode, _quiet(), torch.random.fork_rng(devices=[]):  # random operations move the generator, fake or not
         zero = torch.zeros((), dtype=torch.int64, device=device_of(params))
         clock = Clock(zero, zero, {})
         arguments = fake(params), fake(buffers), fake(batch)
@@ -86,15 +90,12 @@ def infer(
                     name: raw_readings(bound, term, outs, arguments[0], after, arguments[2], clock)
                     for name, term in expression.terms.items()
                 }
-        except TransferError:
-            raise
-        except data_dependent as error:
+        except TransferError as error:
+            if not isinstance(error.__cause__, data_dependent):
+                raise
             raise TransferError(
-                f"init: a net's shapes depend on values, which one compiled graph cannot hold: {error}"
-            ) from error
-        except Exception as error:
-            shapes = {f"{d}.{f}": tuple(x.shape) for d, fields in batch.items() for f, x in fields.items()}
-            raise TransferError(f"init: a net failed on the example batch {shapes}: {error}") from error
+                f"init: {error}; shapes and branches that depend on values cannot be held in one compiled graph"
+            ) from error.__cause__
     return Fakes(mode, readings, tuple(noted.seen))
 
 
@@ -113,14 +114,24 @@ def _as_fake(fakes: Fakes, tree: Tree, device: torch.device) -> Tree:
     return pytree.tree_map(fake, tree)
 
 
-def init_term(
-    name: str, term: Term, generator: torch.Generator, fakes: Fakes, device: torch.device
-) -> tuple[Params, Tree, frozenset[str]]:
-    """Initialise a term on the shapes of its readings.
+class Made(NamedTuple):
+    """A term's start.
 
-    Returns:
-        Its parameters (its pipes' among them), its state, and those of its numbers that stay static.
+    Attributes:
+        params: its parameters, its pipes' among them.
+        memory: its state.
+        static: those of its numbers that stay Python numbers.
+        random: names of the operations in its pipes and its loss that draw from the global generator.
     """
+
+    params: Params
+    memory: Tree
+    static: frozenset[str]
+    random: tuple[str, ...]
+
+
+def init_term(name: str, term: Term, generator: torch.Generator, fakes: Fakes, device: torch.device) -> Made:
+    """Initialise a term on the shapes of its readings."""
     raw = fakes.readings[name]
     own = _fake_numbers(name, term, fakes, raw, device)
     pipe_params, piped = init_pipes(term, generator, own, raw, lambda p: _as_fake(fakes, p, device))
@@ -131,26 +142,24 @@ def init_term(
         raise TransferError(f"term {name!r}: parameter names that begin with 'reads.' belong to its pipes")
     arguments = regroup(term.reads, piped)
     faked = _as_fake(fakes, (loss_params(params), memory), device)
-    static = frozenset(
-        key for key in sorted(term.tried) if not lifts(term, key, fakes, faked, own, arguments)
-    )
+    static = frozenset(key for key in sorted(term.tried) if not lifts(term, key, fakes, faked, own, arguments))
     for key in static:
         if isinstance(term.hyper[key], Schedule):
             raise TransferError(
                 f"term {name!r}: {key} is a schedule, but {name_of(term.fn)} cannot take a tensor for it, so it can "
                 "only be a fixed number"
             )
-    _try(name, term, fakes, faked, {k: v for k, v in own.items() if k not in static}, arguments)
-    return params, memory, static
+    with _RandomOps() as noted:
+        piped_readings(name, term, fakes, params)
+        _try(name, term, fakes, faked, {k: v for k, v in own.items() if k not in static}, arguments)
+    return Made(params, memory, static, tuple(noted.seen))
 
 
 def _meta(x: Any) -> Any:
     return torch.empty(x.shape, dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
 
 
-def _fake_numbers(
-    name: str, term: Term, fakes: Fakes, raw: list[Any], device: torch.device
-) -> dict[str, Tensor]:
+def _fake_numbers(name: str, term: Term, fakes: Fakes, raw: list[Any], device: torch.device) -> dict[str, Tensor]:
     """A term's numbers as fake tensors of the dtype they are used with."""
     full = {f"{name}.{key}": value for key, value in term.hyper.items() if not isinstance(value, Fixed)}
     with fakes.mode:
@@ -161,6 +170,14 @@ def _fake_numbers(
         }
         resolved = resolve(full, entries, torch.zeros((), dtype=torch.int64, device=device))
         return numbers_of(name, resolved, raw)
+
+
+def piped_readings(name: str, term: Term, fakes: Fakes, own: Params) -> list[Any]:
+    """What a term's loss would read, as fake tensors, with these parameters in its pipes."""
+    device = device_of({name: own})
+    numbers_ = _fake_numbers(name, term, fakes, fakes.readings[name], device)
+    with fakes.mode:
+        return run_pipes(term, _as_fake(fakes, own, device), numbers_, fakes.readings[name])
 
 
 def lifts(
@@ -176,7 +193,7 @@ def lifts(
         step = torch.zeros((), dtype=torch.int64, device=number.device)
         return term.apply(*faked, {**others, key: number}, step, arguments)[0]
 
-    with fakes.mode:
+    with fakes.mode, _quiet():
         try:
             torch.func.vmap(torch.func.grad(value), randomness="different")(torch.empty_like(own[key])[None])
         except Exception:  # whatever it raises, the answer is no, and describe() says so
@@ -190,10 +207,34 @@ def _try(
     """Call the loss once on fake readings, so that a wrong shape fails now and not in the first step."""
     from ttransfer.core._update import _apply
 
-    with fakes.mode:
+    with fakes.mode, _quiet():
         step = next(iter(own.values())).new_zeros((), dtype=torch.int64) if own else torch.zeros((), dtype=torch.int64)
         try:
-            _apply(name, term, *faked, own, step, arguments)
+            memory = _apply(name, term, *faked, own, step, arguments)[1]
         except TransferError as error:
             if not isinstance(error.__cause__, data_dependent):
                 raise
+            return
+    before, after = (_shapes(x) for x in (faked[1], memory))
+    if before != after:
+        raise TransferError(
+            f"term {name!r}: {name_of(term.fn)} must return its state as it got it, {before}, and returns {after}"
+        )
+
+
+def _shapes(tree_: Tree) -> dict[str, str]:
+    """Path -> shape and dtype, by which two trees are of one structure."""
+    return {path: shown(x) for path, x in sorted(tree.paths(tree_).items())}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging and warning about what fails on fake tensors: what is raised says it all."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +12,15 @@ from ttransfer._errors import TransferError
 from ttransfer.core import _tree as tree
 from ttransfer.core._alternate import Alternation
 from ttransfer.core._forward import check_batch
-from ttransfer.core._infer import infer
+from ttransfer.core._infer import infer, piped_readings
 from ttransfer.core._members import members_of
 from ttransfer.core._paths import Field, Forward
 from ttransfer.core._reads import flat
 from ttransfer.core._spec import Expression, Plan, plan_of
+from ttransfer.core._states import state_check
 from ttransfer.core._step import Spec
 from ttransfer.core._types import Batch, State
-from ttransfer.core._update import check_state, params_of
+from ttransfer.core._update import params_of
 
 __all__ = ["Inputs", "Labels", "check_labels", "inputs_of", "label_checks", "unshared"]
 
@@ -28,12 +29,14 @@ class Inputs(NamedTuple):
     """What a step takes.
 
     Attributes:
-        parts: the expressions inside, one or one for each phase, with their plans.
+        parts: the expressions inside with their plans, under the phases' names, or "" for the one of a plain step.
+        belongs: (state, depth) -> None, raising for a state of another step.
         depth: how many leading dimensions of the state count members.
         stacked: how many leading dimensions of a batch do.
     """
 
-    parts: tuple[tuple[Expression, Plan], ...]
+    parts: Mapping[str, tuple[Expression, Plan]]
+    belongs: Callable[[State, int], None]
     depth: int
     stacked: int
 
@@ -51,25 +54,25 @@ class Labels(NamedTuple):
 def inputs_of(spec: Spec) -> Inputs:
     """Find out what a step takes."""
     expression = spec.expression
-    found: Sequence[Expression] = (
-        [phase.spec.expression for phase in expression.phases.values()]
+    found: dict[str, Expression] = (
+        {name: phase.spec.expression for name, phase in expression.phases.items()}
         if isinstance(expression, Alternation)
-        else [expression]
+        else {"": expression}
     )
+    parts = {name: (one, plan_of(one)) for name, one in found.items()}
     stacked = sum(t.name == "ensemble" and t.options["batches"] == "stacked" for t in spec.transforms)
-    return Inputs(tuple((one, plan_of(one)) for one in found), members_of(spec.transforms), stacked)
+    return Inputs(parts, state_check(parts), members_of(spec.transforms), stacked)
 
 
 def check(inputs: Inputs, state: State, batch: Batch) -> dict[str, dict[str, Tensor]]:
     """Check a state and a batch against what a step takes; return the part of the batch that it reads."""
-    if len(inputs.parts) == 1:
-        check_state(inputs.parts[0][0], state, inputs.depth)
+    inputs.belongs(state, inputs.depth)
     if state.step.ndim != inputs.depth:
         raise TransferError(
             f"this state is stacked {state.step.ndim} deep and the step {inputs.depth}: use init of the same step"
         )
     found: dict[str, dict[str, Tensor]] = {}
-    for _, plan in inputs.parts:
+    for _, plan in inputs.parts.values():
         for domain, fields in check_batch(plan, batch, inputs.stacked).items():
             found.setdefault(domain, {}).update(fields)
     return found
@@ -82,17 +85,18 @@ def label_checks(inputs: Inputs, state: State, batch: Mapping[str, Mapping[str, 
         state = tree.map(lambda x: x[0], state)
     for _ in range(inputs.stacked):
         batch = tree.map(lambda x: x[0], batch)
-    for expression, plan in inputs.parts:
+    for phase, (expression, plan) in inputs.parts.items():
         asked = {name: term for name, term in expression.terms.items() if term.labels is not None}
         if not asked:
             continue
-        readings = infer(expression, plan, params_of(state, state.trainable), state.buffers, batch).readings
+        fakes = infer(expression, plan, params_of(state, state.trainable), state.buffers, batch)
         for name, term in asked.items():
             scores, labels, ignored = term.labels or (0, 0, 0)
             reads = flat(term.reads)
-            path, logits, given = reads[labels].path, readings[name][scores], readings[name][labels]
-            plain = isinstance(path, Field) and not path.picks and not reads[labels].pipes
-            if plain and isinstance(reads[scores].path, Forward) and not given.is_floating_point():
+            readings = piped_readings(name, term, fakes, state.trainable["terms"][(phase and f"{phase}.") + name])
+            path, logits, given = reads[labels].path, readings[scores], readings[labels]
+            plain = isinstance(reads[scores].path, Forward) and not reads[labels].pipes
+            if isinstance(path, Field) and not path.picks and plain and not given.is_floating_point():
                 classes = logits.shape[1 if logits.ndim > 1 else 0]
                 found.append(Labels(name, path.domain, path.field, classes, ignored))
     return found
@@ -115,8 +119,8 @@ def check_labels(checks: Sequence[Labels], batch: Mapping[str, Mapping[str, Tens
             first = tuple(int(i) for i in wrong.nonzero()[0])
             raise TransferError(
                 f"term {one.term!r}: labels {one.domain}.{one.field} must be 0 to {one.classes - 1} (or {one.ignored}, "
-                f"ignored), found {int(labels[first])} at {list(first)}; {int(wrong.sum())} of {labels.numel()} are out "
-                "of range"
+                f"ignored), found {int(labels[first])} at {list(first)}; {int(wrong.sum())} of {labels.numel()} are "
+                "out of range"
             )
 
 

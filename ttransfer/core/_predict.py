@@ -51,14 +51,16 @@ def predict(step: Step, state: State, path: str) -> Callable[..., Any]:
             f"predict: {read.net!r} has no submodule {read.tap.module!r}"
             f"{nearest(read.tap.module, functional.layout.modules)}"
         )
-    apply = functional.bind((read.tap,) if read.tap is not None else (), training=False)
+    depth = members_of(step.spec.transforms)
     params, buffers = weights_of(state, read.net, read.domain)
+    _check(functional, read.net, params, state, depth)
+    apply = functional.bind((read.tap,) if read.tap is not None else (), training=False)
 
     def run(params: Params, buffers: Params, inputs: tuple[Tensor, ...]) -> Any:
         out = apply(params, buffers, *inputs)
         return picked(out.value if read.tap is None else out.taps[str(read.tap)], read)
 
-    for _ in range(members_of(step.spec.transforms)):
+    for _ in range(depth):
         run = torch.func.vmap(run, in_dims=(0, 0, None))
 
     def call(*inputs: Tensor) -> Any:
@@ -66,6 +68,17 @@ def predict(step: Step, state: State, path: str) -> Callable[..., Any]:
             return run(params, buffers, inputs)
 
     return call
+
+
+def _check(functional: Functional, net: str, params: Params, state: State, depth: int) -> None:
+    """Refuse a state that is not of the step."""
+    if state.step.ndim != depth:
+        raise TransferError(
+            f"the state is stacked {state.step.ndim} deep, and {depth} is wanted: use the step that made the state, or "
+            "take one run out of it with tt.member(state, i)"
+        )
+    if wrong := params.keys() ^ functional.layout.parameters.keys():
+        raise TransferError(f"the state is of another step: parameters of {net!r} differ, the first in {min(wrong)!r}")
 
 
 def _parsed(path: str) -> Forward:
@@ -89,7 +102,9 @@ def functional_of(step: Step, net: str) -> Functional:
     for one in found:
         if net in one.nets or net in one.ema:
             return source_of(one, net)
-    raise TransferError(f"no net {net!r} in this step{nearest(net, [n for one in found for n in (*one.nets, *one.ema)])}")
+    raise TransferError(
+        f"no net {net!r} in this step{nearest(net, [n for one in found for n in (*one.nets, *one.ema)])}"
+    )
 
 
 def weights_of(state: State, net: str, domain: str = "") -> tuple[Params, Params]:
@@ -129,9 +144,11 @@ def state_dict(step: Step, state: State, path: str) -> dict[str, Tensor]:
         ['bias', 'weight']
     """
     read = _parsed(path)
+    functional = functional_of(step, read.net)
     params, buffers = weights_of(state, read.net, read.domain)
+    _check(functional, read.net, params, state, 0)
     with torch.no_grad():
-        merged = {**functional_of(step, read.net).merged(params), **buffers}
+        merged = {**functional.merged(params), **buffers}
         return tree.map(torch.clone, merged)
 
 
@@ -160,20 +177,25 @@ def write_back(state: State, module: nn.Module, *, net: str | None = None, step:
         >>> torch.equal(model.weight, state.trainable["net"]["weight"])
         True
     """
-    name = net or _fitting(state, module)
-    if step is not None:
-        source = state_dict(step, state, name)
-    else:
-        read = _parsed(name)
-        params, buffers = weights_of(state, read.net, read.domain)
-        source = {**params, **buffers}
+    name = net or _fitting(state, module, step)
+    source = _source(state, name, step)
     target = _slots(module)
     wrong = _difference(source, target)
     if wrong:
-        raise TransferError(f"write_back: net {name!r} does not fit {type(module).__name__}: {wrong}")
+        hint = "; a net with a reparametrisation needs step=" if step is None and target.keys() < source.keys() else ""
+        raise TransferError(f"write_back: net {name!r} does not fit {type(module).__name__}: {wrong}{hint}")
     with torch.no_grad():
         for key, tensor in target.items():
             tensor.copy_(source[key])
+
+
+def _source(state: State, name: str, step: Step | None) -> Mapping[str, Tensor]:
+    """A net's parameters and buffers under its module's own names."""
+    if step is not None:
+        return state_dict(step, state, name)
+    read = _parsed(name)
+    params, buffers = weights_of(state, read.net, read.domain)
+    return {**params, **buffers}
 
 
 def _slots(module: nn.Module) -> dict[str, Tensor]:
@@ -195,18 +217,17 @@ def _difference(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> s
     return ""
 
 
-def _fitting(state: State, module: nn.Module) -> str:
+def _fitting(state: State, module: nn.Module, step: Step | None) -> str:
     target = _slots(module)
     every = [net for net in dict.fromkeys([*state.trainable, *state.frozen, *state.ema]) if net != "terms"]
     fits: list[str] = []
     reasons: list[str] = []
     for net in every:
         try:
-            params, buffers = weights_of(state, net)
+            why = _difference(_source(state, net, step), target)
         except TransferError as error:
             reasons.append(str(error))
             continue
-        why = _difference({**params, **buffers}, target)
         if why:
             reasons.append(f"{net!r}: {why}")
         else:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core._alternate import Alternation, build_alternation
+from ttransfer.core._options import as_groups, as_mapping, as_patterns
 from ttransfer.core._spec import Expression, Transform
-from ttransfer.core._step import Step, as_patterns, build_step
+from ttransfer.core._step import Step, build_step
 
 __all__ = ["rebuild", "replace"]
 
@@ -48,10 +50,11 @@ def replace(step: Step, **changes: Any) -> Step:
 
 def _replaced(expression: Expression, changes: dict[str, Any]) -> Expression:
     fields = expression._asdict()
-    terms = dict(changes.get("terms", expression.terms))
+    terms = as_mapping("terms", changes.get("terms", expression.terms))
     convert: dict[str, Callable[[Any], Any]] = {
         "trainable": as_patterns,
-        "joint": lambda groups: tuple(tuple(g) for g in groups),
+        "joint": as_groups,
+        **{name: functools.partial(as_mapping, name) for name in ("nets", "buffers", "ema")},
     }
     for name, value in changes.items():
         if name == "terms":

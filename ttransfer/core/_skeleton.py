@@ -70,18 +70,19 @@ def bind_skeleton(
         box["keys"] = keys
         # Modules write buffers in place: they get copies, and the copies are handed out. Some write their input.
         inputs = _copied(inputs)
-        written = {name: buffer.clone() for name, buffer in buffers.items()}
+        given = {**params, **{name: buffer.clone() for name, buffer in buffers.items()}}
         try:
             if precision is None:
-                value = torch.func.functional_call(net, (params, written), inputs, strict=True)
+                value = torch.func.functional_call(net, given, inputs, strict=True)
             else:
                 with torch.autocast(_device_of(params), precision):
-                    value = torch.func.functional_call(net, (params, written), inputs, strict=True)
+                    value = torch.func.functional_call(net, given, inputs, strict=True)
             found = {name: _pick_call(name, box.get(recorded, ()), call) for name, recorded, call in wanted}
         finally:
             # A functorch wrapper that outlives its transform breaks compilation.
             box.clear()
-        return Out(value, found, written if training else buffers)
+        # A buffer that was assigned, not written in place, is a new tensor in `given`.
+        return Out(value, found, {name: given[name] for name in buffers} if training else buffers)
 
     return apply
 

@@ -11,7 +11,18 @@ from ttransfer.core._paths import Field, Forward, NetFn, NetParams, Tap
 from ttransfer.core._reads import flat
 from ttransfer.core._types import Ema, Functional, Optimizer, Term
 
-__all__ = ["BUFFER_POLICIES", "Expression", "Pass", "Plan", "Transform", "plan_of", "slot"]
+__all__ = [
+    "BUFFER_POLICIES",
+    "Expression",
+    "Pass",
+    "Plan",
+    "Transform",
+    "declared",
+    "plan_of",
+    "slot",
+    "slot_names",
+    "source_of",
+]
 
 BUFFER_POLICIES = ("shared", "per_domain", "eval")
 
@@ -75,6 +86,22 @@ def slot(expression: Expression, net: str, domain: str) -> str:
     return f"{net}({domain})" if expression.buffers.get(net) == "per_domain" else net
 
 
+def slot_names(expression: Expression, plan: Plan, net: str) -> tuple[str, ...]:
+    """The names of all of a net's slots; a net that no forward runs has one all the same."""
+    domains = [domain for one in plan.passes if one.net == net for domain in one.domains]
+    return tuple(dict.fromkeys(slot(expression, net, domain) for domain in domains)) or (net,)
+
+
+def declared(expression: Expression) -> dict[str, Any]:
+    """All hyper-parameters of an expression under their full names."""
+    found: dict[str, Any] = {}
+    for name, term in expression.terms.items():
+        found.update({f"{name}.{key}": value for key, value in term.hyper.items()})
+    found.update({f"optim.{key}": value for key, value in expression.optimizer.hyper.items()})
+    found.update({f"{name}.decay": follower.decay for name, follower in expression.ema.items()})
+    return found
+
+
 def source_of(expression: Expression, net: str) -> Functional:
     """The Functional that a net runs; an averaged net runs the one it follows."""
     return expression.nets[expression.ema[net].of if net in expression.ema else net]
@@ -130,7 +157,16 @@ def _passes(expression: Expression, forwards: Sequence[Forward]) -> tuple[Pass, 
         one = Pass(net, present, number)
         if one not in passes:
             passes.append(one)
+    read = {domain for _, domain, _ in asked}
+    grouped = [domain for group in expression.joint for domain in group]
+    for domain in grouped:
+        if grouped.count(domain) > 1:
+            raise TransferError(f"step: joint names {domain!r} twice: a domain runs in one forward of a net")
     for group in expression.joint:
+        if unread := [domain for domain in group if domain not in read]:
+            raise TransferError(
+                f"step: joint names {unread[0]!r}, a domain that no net reads{nearest(unread[0], read)}"
+            )
         if group not in joined:
             raise TransferError(f"step: joint {group} joins nothing: no net is read on two of these domains")
     for one in passes:
@@ -141,6 +177,11 @@ def _passes(expression: Expression, forwards: Sequence[Forward]) -> tuple[Pass, 
 
 def _check_names(expression: Expression) -> None:
     nets, terms, ema = expression.nets, expression.terms, expression.ema
+    if not isinstance(cast(Any, expression.optimizer), Optimizer):
+        raise TransferError(
+            f"step: the optimizer is {type(expression.optimizer).__name__}; give one of tt.optim, such as "
+            "tt.optim.adamw(1e-3)"
+        )
     for name, net in nets.items():
         if name in ("terms", "optim"):
             raise TransferError(f"step: no net may be named {name!r}: the state keeps that name for itself")
@@ -158,16 +199,20 @@ def _check_names(expression: Expression) -> None:
     for name, follower in ema.items():
         if name in nets or not name.isidentifier():
             raise TransferError(f"step: {name!r} cannot name an averaged net: it is a net already, or no identifier")
+        if not isinstance(cast(Any, follower), Ema):
+            raise TransferError(f"step: ema {name!r} is {type(follower).__name__}; make it with tt.ema(net, decay)")
         if follower.of not in nets:
             raise TransferError(f"step: ema {name!r} follows {follower.of!r}, no such net{nearest(follower.of, nets)}")
         if expression.buffers.get(follower.of) == "per_domain":
-            raise TransferError(f"step: ema {name!r} follows {follower.of!r}, whose buffers are per domain: not one set")
+            raise TransferError(
+                f"step: ema {name!r} follows {follower.of!r}, whose buffers are per domain: not one set"
+            )
     for net, policy in expression.buffers.items():
         if net not in nets:
             raise TransferError(f"step: buffers= names {net!r}, no such net{nearest(net, nets)}")
         if policy not in BUFFER_POLICIES:
             raise TransferError(f"step: buffers of {net!r}: {policy!r} is no policy{nearest(policy, BUFFER_POLICIES)}")
-    if expression.accumulate < 1:
+    if not isinstance(cast(Any, expression.accumulate), int) or expression.accumulate < 1:
         raise TransferError(f"step: accumulate must be a whole number from 1, got {expression.accumulate}")
     if expression.accumulate > 1:
         for name, term in terms.items():
@@ -185,6 +230,19 @@ def _learned(expression: Expression, net: str) -> frozenset[str]:
         raise TransferError(f"step: {net!r} is an average of {expression.ema[net].of!r}: it cannot be trained")
     if net not in expression.nets:
         raise TransferError(f"step: trainable names {net!r}, no such net{nearest(net, expression.nets)}")
+    found = _selected(expression, net)
+    parameters = expression.nets[net].layout.parameters
+    for name in sorted(found):
+        if not parameters[name].is_floating_point():
+            raise TransferError(
+                f"step: parameter {name!r} of {net!r} is {parameters[name].dtype}; only real floating parameters can "
+                "be trained: leave it out of trainable"
+            )
+    return found
+
+
+def _selected(expression: Expression, net: str) -> frozenset[str]:
+    """The parameters of a net that trainable= names."""
     layout = expression.nets[net].layout
     patterns = expression.trainable[net]
     if not patterns:
@@ -201,7 +259,8 @@ def _learned(expression: Expression, net: str) -> frozenset[str]:
         matched = {name for name in layout.parameters if tree.matches(pattern, name)}
         if not matched:
             raise TransferError(
-                f"step: trainable pattern {pattern!r} matches no parameter of {net!r}{nearest(pattern, layout.parameters)}"
+                f"step: trainable pattern {pattern!r} matches no parameter of {net!r}"
+                f"{nearest(pattern, layout.parameters)}"
             )
         found |= matched
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from ttransfer.core import _tree as tree
 from ttransfer.core._forward import bind, check_batch
 from ttransfer.core._hyper import is_number, numbers
 from ttransfer.core._infer import Fakes, device_of, infer, init_term
-from ttransfer.core._spec import Expression, Plan, Transform, plan_of, slot
+from ttransfer.core._options import as_groups, as_mapping, as_patterns, as_seed
+from ttransfer.core._spec import Expression, Plan, Transform, declared, plan_of, slot_names
 from ttransfer.core._types import Batch, Ema, Fixed, Functional, Logs, Optimizer, Params, State, Term, Tree
-from ttransfer.core._update import build_update, declared
+from ttransfer.core._update import build_update
 
 __all__ = ["Spec", "Step", "ema", "step"]
 
@@ -29,6 +30,10 @@ class Spec(NamedTuple):
     Attributes:
         expression: an Expression, or an Alternation of steps.
         transforms: what was done to it since, innermost first.
+
+    Example:
+        >>> Spec(None).transforms
+        ()
     """
 
     expression: Any
@@ -42,6 +47,10 @@ class Step(NamedTuple):
         init: (example_batch, seed=0) -> State.
         update: (state, batch) -> (state, logs); pure.
         spec: the expression it was built from.
+
+    Example:
+        >>> Step._fields
+        ('init', 'update', 'spec')
     """
 
     init: Callable[..., State]
@@ -134,10 +143,10 @@ def step(
         >>> batch = {"source": {"x": torch.randn(8, 4), "y": torch.arange(8) % 3}}
         >>> state = train.init(batch, seed=0)
         >>> state, logs = train(state, batch)
-        >>> sorted(logs)
-        ['finite', 'kd', 'kd.temperature', 'kd.weight', 'loss', 'optim.lr', 'task', 'task.weight']
+        >>> sorted(name for name in logs if not name.startswith("optim."))
+        ['finite', 'kd', 'kd.temperature', 'kd.weight', 'loss', 'task', 'task.weight']
     """
-    given = dict(terms or {})
+    given = as_mapping("terms", terms)
     for name, term in more_terms.items():
         if name in given:
             raise TransferError(f"step: the term {name!r} is given twice")
@@ -146,21 +155,10 @@ def step(
         if name in _OPTIONS:
             raise TransferError(f"step: a term cannot be named {name!r}: that is an option of tt.step")
     expression = Expression(
-        dict(nets), optimizer, given, as_patterns(trainable), tuple(tuple(g) for g in joint),
-        dict(buffers or {}), dict(ema or {}), accumulate, guard,
+        as_mapping("nets", nets), optimizer, given, as_patterns(trainable), as_groups(joint),
+        as_mapping("buffers", buffers), as_mapping("ema", ema), accumulate, guard,
     )  # fmt: skip
     return build_step(expression)
-
-
-def as_patterns(trainable: Any) -> dict[str, tuple[str, ...]]:
-    if isinstance(trainable, str):
-        raise TransferError(f"step: trainable wants a tuple of names or a mapping; write ({trainable!r},)")
-    if not trainable:
-        raise TransferError("step: nothing is trainable; name at least one net, trainable=('student',)")
-    if isinstance(trainable, Mapping):
-        pairs = cast(Mapping[str, Any], trainable)
-        return {net: (p,) if isinstance(p, str) else tuple(p) for net, p in pairs.items()}
-    return {net: () for net in cast(Sequence[str], trainable)}
 
 
 def build_step(expression: Expression) -> Step:
@@ -196,8 +194,7 @@ def slots_of(expression: Expression, plan: Plan, own: Mapping[str, Params]) -> d
     """Lay out buffers by policy: one set for each net, or one for each net and domain."""
     buffers: dict[str, Params] = {}
     for net in own:
-        names = [slot(expression, net, domain) for one in plan.passes if one.net == net for domain in one.domains]
-        for where in dict.fromkeys(names or [net]):
+        for where in slot_names(expression, plan, net):
             buffers[where] = tree.map(torch.clone, own[net])
     return buffers
 
@@ -208,6 +205,7 @@ class Started(NamedTuple):
     state: State
     fakes: Fakes
     static: dict[str, frozenset[str]]
+    random: tuple[str, ...]
 
 
 def init_state(expression: Expression, plan: Plan, example_batch: Batch, seed: int) -> State:
@@ -217,11 +215,11 @@ def init_state(expression: Expression, plan: Plan, example_batch: Batch, seed: i
 
 def start(expression: Expression, plan: Plan, example_batch: Batch, seed: int) -> Started:
     """Initialise nets, run them on fake tensors, initialise terms and optimizer on what was found."""
-    batch = check_batch(plan, example_batch)
+    batch, seed = check_batch(plan, example_batch), as_seed(seed)
     for domain in example_batch:
         if domain in expression.nets or domain in expression.ema:
             raise TransferError(f"init: {domain!r} names a net and a domain of the batch; rename one")
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         params, own = init_nets(expression, seed)
         buffers = slots_of(expression, plan, own)
         device = device_of(params)
@@ -229,14 +227,17 @@ def start(expression: Expression, plan: Plan, example_batch: Batch, seed: int) -
         owned: dict[str, Params] = {}
         memory: dict[str, Tree] = {}
         static: dict[str, frozenset[str]] = {}
+        random = list(fakes.random)
         for name, term in expression.terms.items():
-            made = init_term(name, term, generator_for(seed, "term", name), fakes, device)
-            owned[name] = {k: v.detach().to(device) for k, v in made[0].items()}
-            memory[name] = tree.map(lambda x: x.detach().to(device), made[1])
-            static[name] = made[2]
-        learned = {
-            net: {k: v for k, v in params[net].items() if k in plan.learned[net]} for net in plan.learned
-        }
+            generator = generator_for(seed, "term", name)
+            # For an init that draws from the global generator: that too follows from the seed, and is put back.
+            torch.default_generator.manual_seed(generator.initial_seed())
+            made = init_term(name, term, generator, fakes, device)
+            owned[name] = {k: v.detach().to(device) for k, v in made.params.items()}
+            memory[name] = tree.map(lambda x, name=name: _only_tensor(name, x).detach().to(device), made.memory)
+            static[name] = made.static
+            random += made.random
+        learned = {net: {k: v for k, v in params[net].items() if k in plan.learned[net]} for net in plan.learned}
         frozen = {
             net: {k: v for k, v in params[net].items() if k not in plan.learned.get(net, ())} for net in expression.nets
         }
@@ -253,7 +254,7 @@ def start(expression: Expression, plan: Plan, example_batch: Batch, seed: int) -
             torch.zeros((), dtype=torch.int64, device=device),
             torch.tensor(seed, dtype=torch.int64, device=device),
         )
-    return Started(unshared(state), fakes, static)
+    return Started(unshared(state), fakes, static, tuple(dict.fromkeys(random)))
 
 
 def _entries(expression: Expression, static: Mapping[str, frozenset[str]], device: torch.device) -> dict[str, Tensor]:
@@ -267,13 +268,18 @@ def _entries(expression: Expression, static: Mapping[str, frozenset[str]], devic
     }
 
 
+def _only_tensor(whose: str, x: Any) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TransferError(f"a state holds tensors only, found {type(x).__name__} {x!r} in that of {whose!r}")
+    return x
+
+
 def unshared(state: State) -> State:
     """Give every leaf a storage of its own: a donated update of two slots in one storage is silently wrong."""
     seen: set[int] = set()
 
     def own(x: Any) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TransferError(f"a state holds tensors only, found {type(x).__name__} {x!r} in a term or optimizer")
+        x = _only_tensor("optim", x)
         if x.untyped_storage().data_ptr() in seen and x.numel():
             x = x.clone()
         seen.add(x.untyped_storage().data_ptr())

@@ -51,7 +51,8 @@ def term(
         coupled: False declares that the loss is a mean over `count` items of its batch, so that the batch
             may be split; None asks the loss, and takes a callable that says nothing as coupled.
         count: readings -> number of items that the mean is over; rows unless given. For micro-batches it
-            may look at the values of batch fields and at the number of rows of forwards.
+            may look at the values of batch fields and at the number of rows of forwards. Where it may be 0, the
+            loss must be finite with a finite gradient, or be cross-entropy.
         **keywords: handed to the loss; floats and schedules are hyper-parameters.
 
     Returns:
@@ -77,6 +78,7 @@ def term(
     if count is not None and coupled is not False:
         raise TransferError(f"term({name}): count= belongs to a mean over items; say coupled=False with it")
     bound = as_reads(reads)
+    _check_fixed(name, {"weight": weight, **keywords})
     known = _claims.claims_of(fn, keywords)
     slots = [slot for slot, maker in (("params", params), ("state", state)) if maker is not None]
     _check_call(fn, name, len(reads), {**keywords, **dict.fromkeys(slots)})
@@ -101,14 +103,25 @@ def term(
         return fn(*readings, **extra)
 
     hyper = _joined(name, {"weight": _weight(name, weight)}, lifted, *_pipe_numbers(bound))
-    tried = frozenset() if known.own else frozenset(lifted)
+    tried = frozenset() if known.own else frozenset(k for k, v in lifted.items() if not isinstance(v, Fixed))
     return Term(init, apply, bound, hyper, tried, is_coupled, counted, known.labels, fn)
 
 
 def _weight(name: str, weight: Any) -> Any:
     if is_number(weight) or (isinstance(weight, Fixed) and is_number(weight.value)):
         return weight
-    raise TransferError(f"term({name}): weight must be a number or a schedule, got {type(weight).__name__} {weight!r}")
+    hint = f"; weights of classes go into the loss: functools.partial({name}, weight=...)" * isinstance(weight, Tensor)
+    raise TransferError(
+        f"term({name}): weight must be a number or a schedule, got {type(weight).__name__} {weight!r}{hint}"
+    )
+
+
+def _check_fixed(name: str, numbers: Mapping[str, Any]) -> None:
+    for key, value in numbers.items():
+        if isinstance(value, Fixed) and isinstance(value.value, Schedule):
+            raise TransferError(
+                f"term({name}): {key} is a schedule, which changes with the step: it cannot be tt.fixed"
+            )
 
 
 def _check_call(fn: Callable[..., Any], name: str, arguments: int, keywords: Mapping[str, Any]) -> None:
@@ -126,15 +139,14 @@ def _check_call(fn: Callable[..., Any], name: str, arguments: int, keywords: Map
         signature.bind(*([None] * arguments), **keywords)
     except TypeError as error:
         raise TransferError(
-            f"term({name}): {arguments} reads and the keywords {sorted(keywords)} do not fit "
-            f"{name}{signature}: {error}"
+            f"term({name}): {arguments} reads and the keywords {sorted(keywords)} do not fit {name}{signature}: {error}"
         ) from error
 
 
 def _split(fn: Callable[..., Any], own: bool, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the keywords as the loss gets them, and those among them that may become tensors."""
+    """Return the keywords as the loss gets them, and those among them that are numbers, `fixed` or not."""
     given = {k: v.value if isinstance(v, Fixed) else v for k, v in keywords.items()}
-    lifted = {k: v for k, v in keywords.items() if is_number(v) and not isinstance(v, int)}
+    lifted = {k: v for k, v in keywords.items() if is_number(given[k]) and not isinstance(given[k], int)}
     if own:
         for key, parameter in inspect.signature(fn).parameters.items():
             if "float" not in str(parameter.annotation) or parameter.kind is not parameter.KEYWORD_ONLY:

@@ -8,18 +8,19 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 from ttransfer.core import _tree as tree
-from ttransfer.core._forward import Bound, Clock, Outs, check_batch, raw_readings, rows_of, run_passes, shown
+from ttransfer.core._forward import Bound, Clock, Outs, check_batch, picked, raw_readings, rows_of, run_passes
 from ttransfer.core._hyper import at_use, resolve
 from ttransfer.core._paths import Field, Forward
-from ttransfer.core._pipes import loss_params, regroup, run_pipes
-from ttransfer.core._reads import flat
-from ttransfer.core._spec import Expression, source_of
+from ttransfer.core._pipes import loss_params, regroup, run_pipes, run_stages
+from ttransfer.core._reads import Read, flat
+from ttransfer.core._spec import Expression, declared, source_of
+from ttransfer.core._states import state_check
 from ttransfer.core._term import name_of
 from ttransfer.core._types import Batch, Logs, Params, State, Term, Tree
 
-__all__ = ["build_update", "check_state", "declared", "params_of", "score", "weigh"]
+__all__ = ["build_update", "params_of", "score", "weigh"]
 
 
 class Scored(NamedTuple):
@@ -28,16 +29,6 @@ class Scored(NamedTuple):
     total: Tensor
     values: dict[str, Tensor]
     memory: dict[str, Tree]
-
-
-def declared(expression: Expression) -> dict[str, Any]:
-    """All hyper-parameters of an expression under their full names."""
-    found: dict[str, Any] = {}
-    for name, term in expression.terms.items():
-        found.update({f"{name}.{key}": value for key, value in term.hyper.items()})
-    found.update({f"optim.{key}": value for key, value in expression.optimizer.hyper.items()})
-    found.update({f"{name}.decay": follower.decay for name, follower in expression.ema.items()})
-    return found
 
 
 def params_of(state: State, trainable: Mapping[str, Any]) -> dict[str, Params]:
@@ -69,7 +60,7 @@ def score(
     numbers: Mapping[str, Tensor],
     step: Tensor,
     readings: Mapping[str, list[Any]],
-    shares: Mapping[str, Tensor | float],
+    shares: Mapping[str, Tensor],
 ) -> Scored:
     """Evaluate the losses on readings that have been through their pipes.
 
@@ -82,14 +73,20 @@ def score(
         arguments = regroup(term.reads, readings[name])
         own = numbers_of(name, numbers, readings[name])
         value, new = _apply(name, term, loss_params(owned.get(name, {})), memory.get(name, {}), own, step, arguments)
-        kept[name] = tree.map(lambda x: x.detach(), new)
-        share = shares.get(name)
-        values[name] = value if share is None else value * share
+        # In the order of what was there: a state keeps its structure, whatever order the loss returns.
+        kept[name] = tree.map(lambda _, x: x.detach(), memory.get(name, {}), new)
+        values[name] = value if name not in shares else _part_of(value, shares[name])
         parts.append(weigh(term, name, numbers, values[name]))
     total = parts[0]
     for part in parts[1:]:
         total = total + part
     return Scored(total, values, kept)
+
+
+def _part_of(value: Tensor, share: Tensor) -> Tensor:
+    """A micro-batch's part of a mean; one that holds none of it counts nothing, though its own mean is 0 / 0."""
+    share = share.to(value)
+    return torch.where(share == 0, 0, value * share)
 
 
 def _apply(
@@ -104,10 +101,15 @@ def _apply(
     if torch.compiler.is_compiling():  # an exception handler is no part of a graph
         return term.apply(own, memory, numbers, step, arguments)
     try:
-        value, new = term.apply(own, memory, numbers, step, arguments)
+        out = cast(Any, term.apply(own, memory, numbers, step, arguments))
     except Exception as error:
         raise TransferError(f"{_called(name, term, arguments)}: {error}") from error
-    if not isinstance(cast(Any, value), Tensor) or value.ndim:
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TransferError(
+            f"{_called(name, term, arguments)}: a loss with state must return (loss, state), got {shown(out)}"
+        )
+    value, new = out
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
         raise TransferError(f"{_called(name, term, arguments)}: a loss must return a scalar, got {shown(value)}")
     return value, new
 
@@ -127,6 +129,7 @@ def build_update(bound: Bound) -> Callable[[State, Batch], tuple[State, Logs]]:
     moving = [one for one in plan.passes if one.net in plan.learned]
     still = [one for one in plan.passes if one.net not in plan.learned]
     numbers_wanted = declared(expression)
+    check_state = state_check({"": (expression, plan)})
 
     def gradient(
         state: State,
@@ -135,7 +138,7 @@ def build_update(bound: Bound) -> Callable[[State, Batch], tuple[State, Logs]]:
         memory: Mapping[str, Tree],
         batch: Batch,
         clock: Clock,
-        shares: Mapping[str, Tensor | float],
+        shares: Mapping[str, Tensor],
     ) -> tuple[Tree, tuple[Scored, dict[str, Params]]]:
         # Nets that do not learn run outside the gradient, once.
         known, buffers = run_passes(bound, still, params_of(state, state.trainable), buffers, batch, clock)
@@ -151,11 +154,11 @@ def build_update(bound: Bound) -> Callable[[State, Batch], tuple[State, Logs]]:
 
     def update(state: State, batch: Batch) -> tuple[State, Logs]:
         if not torch.compiler.is_compiling():
-            check_state(expression, state)
+            check_state(state, 0)
             batch = check_batch(plan, batch)
         numbers = resolve(numbers_wanted, state.hyper, state.step)
         parts = _split(batch, expression.accumulate)
-        shares = _shares(expression, [part for part, _ in parts])
+        shares = _shares(expression, [part for part, _ in parts], state.trainable["terms"], numbers)
         grads: Tree = None
         buffers, memory = state.buffers, state.terms
         totals: list[Tensor] = []
@@ -221,27 +224,36 @@ def _split(batch: Batch, pieces: int) -> list[tuple[Batch, dict[str, int]]]:
     return parts
 
 
-def _shares(expression: Expression, parts: list[Batch]) -> list[dict[str, Tensor | float]]:
+def _shares(
+    expression: Expression, parts: list[Batch], owned: Mapping[str, Params], numbers: Mapping[str, Tensor]
+) -> list[dict[str, Tensor]]:
     """For each micro-batch, the share of each term's mean that it holds: a mean of means is wrong."""
     if len(parts) == 1:
         return [{}]
-    counts = [{name: _count(expression, term, part) for name, term in expression.terms.items()} for part in parts]
+    counts = [
+        {n: _count(expression, n, term, part, owned.get(n, {}), numbers) for n, term in expression.terms.items()}
+        for part in parts
+    ]
     return [{name: count[name] / sum(c[name] for c in counts) for name in count} for count in counts]
 
 
-def _count(expression: Expression, term: Term, batch: Batch) -> Any:
+def _count(
+    expression: Expression, name: str, term: Term, batch: Batch, own: Params, numbers: Mapping[str, Tensor]
+) -> Tensor:
     """Count without running a forward: fields are there, and a forward has as many rows as its input."""
 
-    def stand_in(path: Any) -> Any:
+    def stand_in(position: int, read: Read) -> Any:
+        path = read.path
         if isinstance(path, Field):
-            return batch[path.domain][path.field]
-        if isinstance(path, Forward):
-            return batch[path.domain][source_of(expression, path.net).inputs[0]]
-        return None
+            field = picked(batch[path.domain][path.field], path)
+            return run_stages(read, position, own, numbers_of(name, numbers, [field]), field)
+        return batch[path.domain][source_of(expression, path.net).inputs[0]] if isinstance(path, Forward) else None
 
+    stand_ins = [stand_in(position, read) for position, read in enumerate(flat(term.reads))]
     count = term.count
     assert count is not None  # the expression refuses to accumulate coupled terms
-    return count(*regroup(term.reads, [stand_in(read.path) for read in flat(term.reads)]))
+    # A quotient of integers would be in the default dtype, float32.
+    return torch.as_tensor(count(*regroup(term.reads, stand_ins)), dtype=torch.float64)
 
 
 def _advanced(
@@ -277,29 +289,6 @@ def _finite(loss: Tensor, new: State) -> Tensor:
 
     Buffers are not asked: masks with infinities in them are common.
     """
-    sums = torch.stack([loss.to(torch.float64), *(x.sum().to(torch.float64) for x in tree.leaves(new.trainable))])
+    sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in tree.leaves(new.trainable)]
+    sums = torch.stack([loss.to(torch.float64), *(x.to(torch.float64) for x in sums)])
     return torch.isfinite(sums).all()
-
-
-def check_state(expression: Expression, state: State, members: int = 0) -> None:
-    """Refuse a state that was made for another step.
-
-    Args:
-        expression: of the step.
-        state: to be checked.
-        members: how many leading dimensions of the state count members.
-    """
-    if not isinstance(cast(Any, state), State):
-        raise TransferError(f"a step takes (state, batch), got {type(state).__name__} for the state; see step.init")
-    if state.step.ndim > members:
-        raise TransferError(
-            f"this state is stacked {state.step.ndim} deep and the step {members}: take tt.member(state, i), or use the "
-            "ensemble or sweep that made it"
-        )
-    nets = {*state.trainable, *state.frozen, *state.ema} - {"terms"}
-    wanted = {*expression.nets, *expression.ema}
-    if nets != wanted or set(state.terms) != set(expression.terms):
-        raise TransferError(
-            f"this state is of another step: it has nets {sorted(nets)} and terms {sorted(state.terms)}, the step "
-            f"nets {sorted(wanted)} and terms {sorted(expression.terms)}; make one with step.init"
-        )
