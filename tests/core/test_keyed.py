@@ -107,6 +107,12 @@ def test_salts_tell_forwards_apart() -> None:
     assert len({salt(*one) for one in forwards}) == len(forwards)
 
 
+def test_seeds_beyond_a_word_are_seeds_of_their_own() -> None:
+    seeds = [0, 1, -1, 2**32, 2**32 + 1, 2**63 - 1, -(2**63)]
+    zero = torch.zeros((), dtype=torch.int64)
+    assert len({fold(zero, torch.tensor(seed)).item() for seed in seeds}) == len(seeds)
+
+
 EXTREMES = [0, 1, -1, 2**31, 2**32 - 1, 2**32, 2**62 + 12345, 2**63 - 1, -(2**63)]
 
 
@@ -121,7 +127,7 @@ def test_words_stay_words_and_nothing_overflows(key: int, data: int) -> None:
         return x ^ (x >> 15)
 
     def word(x: int) -> int:
-        return (x ^ (x >> 32)) & 0xFFFFFFFF
+        return (x & 0xFFFFFFFF) ^ mix((x >> 32) & 0xFFFFFFFF)
 
     expected = mix(word(key) ^ mix((word(data) + 0x9E3779B9) & 0xFFFFFFFF))
     assert fold(torch.tensor(key), torch.tensor(data)).item() == expected

@@ -242,3 +242,31 @@ def test_bad_input_is_refused(name: str) -> None:
     step = small_step()
     state = step.init(BATCH)
     refused(lambda: ask(step, state), *parts)
+
+
+def test_state_dict_loads_strictly_with_ties_and_unsaved_buffers() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Linear(3, 3)
+            self.b = torch.nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+            self.register_buffer("unsaved", torch.ones(3), persistent=False)
+            self.register_buffer("saved", torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x)) * self.unsaved + self.saved
+
+    module = Tied()
+    step = tt.step(
+        {"net": tt.functional(module)},
+        tt.optim.sgd(0.1),
+        trainable=("net",),
+        task=tt.term(torch.nn.functional.mse_loss, "net(s)", "s.y"),
+    )
+    batch = {"s": {"x": torch.ones(2, 3), "y": torch.zeros(2, 3)}}
+    state, _ = step(step.init(batch), batch)
+    found = tt.state_dict(step, state, "net")
+    assert set(found) == set(module.state_dict())
+    module.load_state_dict(found, strict=True)
+    assert torch.equal(module.b.weight, state.trainable["net"]["a.weight"])

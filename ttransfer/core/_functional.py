@@ -82,6 +82,7 @@ def functional(
         tuple(name for name, _ in skeleton.named_modules() if name),
         frozenset(name for name, p in skeleton.named_parameters() if not p.requires_grad),
         drops(skeleton),
+        _saved(skeleton),
     )
     return Functional(init, bind(), bind, dict, layout, mode, tuple(inputs))
 
@@ -131,6 +132,12 @@ def _needs_arguments(factory: Callable[..., Any]) -> bool:
     except ValueError:  # a callable without a signature: let it try
         return False
     return False
+
+
+def _saved(skeleton: nn.Module) -> dict[str, str]:
+    """Name in the state dict -> name among the parameters and buffers, where a tied one has its first name only."""
+    own = {id(x): name for name, x in (*skeleton.named_parameters(), *skeleton.named_buffers())}
+    return {name: own[id(x)] for name, x in skeleton.state_dict(keep_vars=True).items() if id(x) in own}
 
 
 def _weights(module: nn.Module) -> tuple[Params, Params]:
@@ -195,7 +202,7 @@ def reparam(net: Functional, map: Reparam) -> Functional:
     base = net.layout
     delta = {k: v.to("meta") for k, v in _delta(map, torch.Generator(), _shaped(base.parameters)).items()}
     frozen = base.frozen if map.trains_base else frozenset(base_names)
-    layout = Layout({**base.parameters, **delta}, base.buffers, base.modules, frozen, base.drops)
+    layout = Layout({**base.parameters, **delta}, base.buffers, base.modules, frozen, base.drops, base.saved)
     return Functional(init, bind(), bind, merged, layout, net.mode, net.inputs)
 
 

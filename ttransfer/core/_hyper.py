@@ -15,7 +15,7 @@ from torch import Tensor
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core._types import Fixed, Schedule, State
 
-__all__ = ["at_use", "evaluate", "fixed", "is_number", "numbers", "resolve", "set_hyper"]
+__all__ = ["at_use", "evaluate", "fixed", "is_number", "numbers", "resolve", "set_hyper", "unknown"]
 
 
 def fixed(value: Any) -> Fixed:
@@ -104,7 +104,7 @@ def set_hyper(state: State, values: Mapping[str, float | Tensor]) -> State:
     hyper = dict(state.hyper)
     for name, value in values.items():
         if name not in hyper:
-            raise TransferError(f"set_hyper: no hyper-parameter {name!r}{nearest(name, hyper)}")
+            raise TransferError(f"set_hyper: {unknown(name, hyper)}")
         old = hyper[name]
         try:
             new = torch.as_tensor(value, dtype=old.dtype, device=old.device)
@@ -119,3 +119,9 @@ def set_hyper(state: State, values: Mapping[str, float | Tensor]) -> State:
     return State(
         state.trainable, state.frozen, state.buffers, state.terms, state.opt, state.ema, hyper, state.step, state.seed
     )
+
+
+def unknown(name: str, hyper: Mapping[str, Tensor]) -> str:
+    """Say that a state has no such number, and why that may be."""
+    static = "; a number that its loss takes no tensor for, or tt.fixed, is not in the state: see tt.describe"
+    return f"no hyper-parameter {name!r}{nearest(name, hyper)}" + (static if "." in name else "")

@@ -26,7 +26,7 @@ from ttransfer.core._pipes import init_pipes, loss_params, regroup, run_pipes
 from ttransfer.core._spec import Expression, Plan
 from ttransfer.core._term import name_of
 from ttransfer.core._types import Batch, Fixed, Params, Schedule, Term, Tree
-from ttransfer.core._update import numbers_of
+from ttransfer.core._update import apply_term, numbers_of
 
 __all__ = ["Fakes", "data_dependent", "infer", "init_term", "lifts", "piped_readings"]
 
@@ -205,12 +205,10 @@ def _try(
     name: str, term: Term, fakes: Fakes, faked: tuple[Params, Tree], own: Mapping[str, Tensor], arguments: list[Any]
 ) -> None:
     """Call the loss once on fake readings, so that a wrong shape fails now and not in the first step."""
-    from ttransfer.core._update import _apply
-
     with fakes.mode, _quiet():
         step = next(iter(own.values())).new_zeros((), dtype=torch.int64) if own else torch.zeros((), dtype=torch.int64)
         try:
-            memory = _apply(name, term, *faked, own, step, arguments)[1]
+            memory = apply_term(name, term, *faked, own, step, arguments)[1]
         except TransferError as error:
             if not isinstance(error.__cause__, data_dependent):
                 raise

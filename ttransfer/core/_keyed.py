@@ -40,8 +40,8 @@ def _mix(x: Word) -> Word:
 
 
 def _word(x: Word) -> Word:
-    """Bring any int64 down to a 32-bit word; a word stays as it is."""
-    return (x ^ (x >> 32)) & _WORD
+    """Bring any int64 down to a 32-bit word; a word stays as it is, for zero mixes to zero."""
+    return (x & _WORD) ^ _mix((x >> 32) & _WORD)
 
 
 def fold(key: Tensor, data: Tensor | int) -> Tensor:

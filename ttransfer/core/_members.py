@@ -7,18 +7,19 @@ the state of a run of its own, and equals it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError, nearest
+from ttransfer._errors import TransferError
 from ttransfer.core import _tree as tree
+from ttransfer.core._hyper import unknown
 from ttransfer.core._rebuild import rebuild
 from ttransfer.core._spec import Transform
 from ttransfer.core._step import Spec, Step
-from ttransfer.core._types import Batch, State
+from ttransfer.core._types import Batch, Logs, State
 
 __all__ = ["ensemble", "grid", "member", "members_of", "sweep"]
 
@@ -63,7 +64,19 @@ def ensemble(step: Step, n: int, *, batches: str = "shared") -> Step:
         return tree.map(lambda *leaves: torch.stack(leaves), *runs)
 
     update = torch.func.vmap(step.update, in_dims=(0, 0 if stacked else None), randomness="different")
-    return Step(init, update, Spec(step.spec.expression, (*step.spec.transforms, again)))
+    return Step(init, _of_members(update, n), Spec(step.spec.expression, (*step.spec.transforms, again)))
+
+
+def _of_members(update: Callable[..., tuple[State, Logs]], n: int) -> Callable[[State, Batch], tuple[State, Logs]]:
+    """Refuse a state of one run, or of another number of members, before vmap does in words of its own."""
+
+    def checked(state: State, batch: Batch) -> tuple[State, Logs]:
+        if not torch.compiler.is_compiling() and isinstance(cast(Any, state), State) and state.step.shape[:1] != (n,):
+            stacked = f"{state.step.shape[0]} members" if state.step.ndim else "one run"
+            raise TransferError(f"this step takes the state of {n} members, got one of {stacked}; see init of the step")
+        return update(state, batch)
+
+    return checked
 
 
 def _batch_of(batch: Batch, i: int, n: int) -> Batch:
@@ -113,14 +126,14 @@ def sweep(step: Step, values: Mapping[str, Sequence[float]]) -> Step:
         many = tree.map(lambda x: torch.stack([x] * n), one)
         for name, given in settings.items():
             if name not in many.hyper:
-                raise TransferError(f"sweep: no hyper-parameter {name!r}{nearest(name, many.hyper)}")
+                raise TransferError(f"sweep: {unknown(name, many.hyper)}")
             slot = many.hyper[name]
             column = torch.tensor(given, dtype=slot.dtype, device=slot.device)
             many.hyper[name] = column.reshape(n, *(1,) * (slot.ndim - 1)).expand(slot.shape).clone()
         return many
 
     update = torch.func.vmap(step.update, in_dims=(0, None), randomness="different")
-    return Step(init, update, Spec(step.spec.expression, (*step.spec.transforms, again)))
+    return Step(init, _of_members(update, n), Spec(step.spec.expression, (*step.spec.transforms, again)))
 
 
 def compiled(step: Step) -> bool:

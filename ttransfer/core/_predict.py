@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ttransfer._errors import TransferError, nearest
-from ttransfer.core import _tree as tree
 from ttransfer.core._alternate import Alternation
 from ttransfer.core._forward import picked
 from ttransfer.core._members import members_of
@@ -132,7 +131,8 @@ def state_dict(step: Step, state: State, path: str) -> dict[str, Tensor]:
         path: a net's name, or "net(domain)" where buffers are per domain.
 
     Returns:
-        Copies, ready for `nn.Module.load_state_dict` or a safetensors file.
+        Copies under the names of the module's own state dict, ready for `nn.Module.load_state_dict` or a
+        safetensors file. Tied parameters are there under each of their names.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -143,13 +143,19 @@ def state_dict(step: Step, state: State, path: str) -> dict[str, Tensor]:
         >>> sorted(tt.state_dict(train, state, "net"))
         ['bias', 'weight']
     """
+    merged = _merged(step, state, path)
+    saved = functional_of(step, _parsed(path).net).layout.saved
+    return {name: merged[own].clone() for name, own in saved.items()}
+
+
+def _merged(step: Step, state: State, path: str) -> dict[str, Tensor]:
+    """A net's parameters and buffers under its module's own names, reparametrisations computed."""
     read = _parsed(path)
     functional = functional_of(step, read.net)
     params, buffers = weights_of(state, read.net, read.domain)
     _check(functional, read.net, params, state, 0)
     with torch.no_grad():
-        merged = {**functional.merged(params), **buffers}
-        return tree.map(torch.clone, merged)
+        return {**functional.merged(params), **buffers}
 
 
 def write_back(state: State, module: nn.Module, *, net: str | None = None, step: Step | None = None) -> None:
@@ -192,7 +198,7 @@ def write_back(state: State, module: nn.Module, *, net: str | None = None, step:
 def _source(state: State, name: str, step: Step | None) -> Mapping[str, Tensor]:
     """A net's parameters and buffers under its module's own names."""
     if step is not None:
-        return state_dict(step, state, name)
+        return _merged(step, state, name)
     read = _parsed(name)
     params, buffers = weights_of(state, read.net, read.domain)
     return {**params, **buffers}

@@ -102,6 +102,7 @@ class Layout(NamedTuple):
         modules: dotted names of the submodules that can be tapped.
         frozen: parameters that stay as they are unless a pattern names them.
         drops: whether any module drops at random, so that a forward in train mode needs keys.
+        saved: name in the module's state dict -> name here; ties have two, buffers that are not saved none.
     """
 
     parameters: Params
@@ -109,6 +110,7 @@ class Layout(NamedTuple):
     modules: tuple[str, ...]
     frozen: frozenset[str]
     drops: bool
+    saved: Mapping[str, str]
 
 
 class Functional(NamedTuple):

@@ -20,7 +20,7 @@ from ttransfer.core._states import state_check
 from ttransfer.core._term import name_of
 from ttransfer.core._types import Batch, Logs, Params, State, Term, Tree
 
-__all__ = ["build_update", "params_of", "score", "weigh"]
+__all__ = ["apply_term", "build_update", "params_of", "score", "weigh"]
 
 
 class Scored(NamedTuple):
@@ -72,9 +72,10 @@ def score(
     for name, term in expression.terms.items():
         arguments = regroup(term.reads, readings[name])
         own = numbers_of(name, numbers, readings[name])
-        value, new = _apply(name, term, loss_params(owned.get(name, {})), memory.get(name, {}), own, step, arguments)
+        before = memory.get(name, {})
+        value, new = apply_term(name, term, loss_params(owned.get(name, {})), before, own, step, arguments)
         # In the order of what was there: a state keeps its structure, whatever order the loss returns.
-        kept[name] = tree.map(lambda _, x: x.detach(), memory.get(name, {}), new)
+        kept[name] = tree.map(lambda _, x: x.detach(), before, new)
         values[name] = value if name not in shares else _part_of(value, shares[name])
         parts.append(weigh(term, name, numbers, values[name]))
     total = parts[0]
@@ -89,7 +90,7 @@ def _part_of(value: Tensor, share: Tensor) -> Tensor:
     return torch.where(share == 0, 0, value * share)
 
 
-def _apply(
+def apply_term(
     name: str,
     term: Term,
     own: Params,
@@ -98,6 +99,7 @@ def _apply(
     step: Tensor,
     arguments: list[Any],
 ) -> tuple[Tensor, Tree]:
+    """Evaluate one loss; what it raises is said to be of this term, with what it read."""
     if torch.compiler.is_compiling():  # an exception handler is no part of a graph
         return term.apply(own, memory, numbers, step, arguments)
     try:

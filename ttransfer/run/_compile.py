@@ -196,7 +196,11 @@ def _outer(
         names = tuple(state.hyper)
         with _normal(setting[0]):
             numbers = torch.stack([state.hyper[name] for name in names], -1)
-            out = _run(graph, names, numbers, _with_hyper(state, {}), wanted)
+            try:
+                out = graph(names, numbers, _with_hyper(state, {}), wanted)
+            except Exception as error:
+                _explain(step, state, wanted, error)
+                raise
         return (state, out) if donate else (_with_hyper(out[0], state.hyper), out[1])
 
     return update
@@ -218,16 +222,23 @@ def _strides(shape: torch.Size) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _run(graph: Callable[..., Any], *arguments: Any) -> Any:
-    from torch._dynamo.exc import Unsupported, UserError
+def _explain(step: Step, state: State, batch: Batch, error: Exception) -> None:
+    """Raise a clear error for what the compiler raised, if there is one to give.
 
+    An error raised while a graph is traced loses its words, so the step is run once without compiling.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    if not isinstance(error, TorchDynamoException):
+        return
     try:
-        return graph(*arguments)
-    except (Unsupported, UserError) as error:
-        reason = str(error).split("\n\nfrom user code")[0].strip()
-        where = [line.strip() for line in str(error).splitlines() if line.strip().startswith("File ")]
-        last = f" ({where[-1]})" if where else ""
-        raise TransferError(
-            f"compile: the step is not one graph: {reason}{last}. Use tensor operations without .item(), Python "
-            "branches on values, or shapes that depend on values; or run the step without compiling it"
-        ) from error
+        step.update(state, batch)
+    except TransferError as plain:
+        raise plain from error
+    reason = str(error).split("\n\nfrom user code")[0].strip()
+    where = [line.strip() for line in str(error).splitlines() if line.strip().startswith("File ")]
+    last = f" ({where[-1]})" if where else ""
+    raise TransferError(
+        f"compile: the step is not one graph: {reason}{last}. Use tensor operations without .item(), Python "
+        "branches on values, or shapes that depend on values; or run the step without compiling it"
+    ) from error
