@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="repeat the choice of the learning rate, and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # the nets are small: a second thread costs more than it brings
     data = load()
     if given.choose:
         choose(data, given.steps)

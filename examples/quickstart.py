@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--eager", action="store_true", help="do not compile")
     eager = parser.parse_args().eager
+    torch.set_num_threads(1)  # the nets are small: a second thread costs more than it brings
     data = load()
     teacher = taught(data)
     torch.manual_seed(1)
