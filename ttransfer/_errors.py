@@ -60,7 +60,9 @@ def shown(value: Any) -> str:
         '[(2, 3) float32, NoneType]'
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        array = f"{type(value).__name__} " * (type(value).__module__ == "numpy")
+        return f"{array}{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(shown(v) for v in cast(list[Any], value)) + "]"
+        items = cast(list[Any], value)
+        return "[" + ", ".join(shown(v) for v in items[:8]) + (", ..." if len(items) > 8 else "") + "]"
     return type(value).__name__

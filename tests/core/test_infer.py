@@ -245,3 +245,31 @@ def test_another_size_of_batch_needs_no_other_state() -> None:
     step = small_step({"task": TASK, "m": tt.term(tt.align.mmd, "student(source)", "student(target)")})
     small, large = vectors(1, 3, 2), vectors(2, 9, 8)
     assert worst(step(step.init(small), large), step(step.init(large), large)) == 0.0
+
+
+def test_a_loss_with_one_hot_is_tried_on_zeros() -> None:
+    """Fake tensors cannot follow one_hot; its number is lifted all the same."""
+
+    def margin(scores: torch.Tensor, labels: torch.Tensor, *, by: float) -> torch.Tensor:
+        return F.cross_entropy(scores - by * F.one_hot(labels, 3).to(scores.dtype), labels)
+
+    step = tt.step(
+        {"net": tt.functional(mlp(1))},
+        tt.optim.sgd(0.1),
+        trainable=("net",),
+        task=tt.term(margin, "net(source)", "source.y", by=0.5),
+    )
+    assert "task.by" in step.init(vectors(0)).hyper
+
+
+def test_numbers_may_be_tensors() -> None:
+    step = tt.step(
+        {"net": tt.functional(mlp(1)), "teacher": tt.functional(mlp(2))},
+        tt.optim.sgd(0.1),
+        trainable=("net",),
+        kd=tt.term(
+            tt.losses.kd, "net(source)", "teacher(source)", temperature=torch.tensor(2.0), weight=torch.tensor(0.5)
+        ),
+    )
+    hyper = step.init(vectors(0)).hyper
+    assert (hyper["kd.temperature"].item(), hyper["kd.weight"].item()) == (2.0, 0.5)

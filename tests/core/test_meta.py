@@ -124,3 +124,19 @@ def test_running_statistics_carry_no_gradient() -> None:
     exact = torch.func.grad(loss)(at).item()
     assert exact == pytest.approx(approximate, rel=0.1)
     assert exact != pytest.approx(approximate, rel=1e-4)
+
+
+def test_the_guide_s_meta_gradient_through_set_hyper_and_predict() -> None:
+    step = kd_step(tt.optim.sgd(0.1))
+    state = step.init(BATCHES[0])
+
+    def loss(temperature: Tensor) -> Tensor:
+        now = tt.set_hyper(state, {"kd.temperature": temperature})
+        now, _ = step.update(now, BATCHES[0])
+        return F.cross_entropy(tt.predict(step, now, "student")(VALIDATION["x"]), VALIDATION["y"])
+
+    at = torch.tensor(4.0, dtype=torch.float64)
+    approximate = ((loss(at + 1e-5) - loss(at - 1e-5)) / 2e-5).item()
+    exact = torch.func.grad(loss)(at).item()
+    assert exact != 0.0
+    assert exact == pytest.approx(approximate, rel=1e-5)

@@ -247,3 +247,17 @@ def test_replace_compiles_again() -> None:
     batch = vectors(0)
     plain = tt.replace(kd_step(), mmd=None)
     assert worst(fewer(fewer.init(batch), batch), plain(plain.init(batch), batch)) == 0.0
+
+
+def test_a_step_without_numbers_compiles() -> None:
+    descend = tt.Optimizer(lambda params: {}, lambda g, state, p, hyper: (tree.map(lambda x: -0.1 * x, g), state), {})
+    step = tt.step(
+        {"net": tt.functional(mlp(1))},
+        descend,
+        trainable=("net",),
+        task=tt.term(F.cross_entropy, "net(source)", "source.y", weight=tt.fixed(0.5)),
+    )
+    fast = tt.compile(step, backend="aot_eager")
+    state = fast.init(vectors(0))
+    assert state.hyper == {}
+    assert worst(fast(state, vectors(0)), step(state, vectors(0))) == 0.0

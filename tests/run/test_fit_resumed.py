@@ -220,3 +220,27 @@ def test_ctrl_c_that_reaches_the_workers_of_a_data_loader(lives: dict[str, Any])
 
 def test_a_forked_worker_outlives_ctrl_c_and_obeys_sigterm(lives: dict[str, Any]) -> None:
     assert lives["workers"] == {"SIGINT": 3, "SIGTERM": 128 + signal.SIGTERM}
+
+
+def test_the_checkpoint_of_another_seed_is_refused(tmp_path: Path) -> None:
+    step = real()
+    fit(step, step.init(next(data()), seed=3), data(), steps=2, checkpoint=tmp_path)
+    with pytest.raises(tt.TransferError, match=r"seed 3, the state given has 4; give each run a directory"):
+        fit(step, step.init(next(data()), seed=4), data(), steps=4, checkpoint=tmp_path)
+
+
+def test_numbers_that_the_checkpoint_has_otherwise_are_told(tmp_path: Path) -> None:
+    step = real()
+    state = step.init(next(data()), seed=3)
+    name = next(iter(state.hyper))
+    fit(step, state, data(), steps=2, checkpoint=tmp_path)
+    with pytest.warns(RuntimeWarning, match=f"its own numbers: {name}"):
+        fitted = fit(step, tt.set_hyper(state, {name: 123.0}), data(), steps=4, checkpoint=tmp_path)
+    assert torch.equal(fitted.state.hyper[name], state.hyper[name])
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    step = real()
+    with pytest.raises(tt.TransferError, match="is a file, wanted a directory"):
+        fit(step, step.init(next(data())), data(), steps=2, checkpoint=tmp_path / "file")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core import _tree as tree
+from ttransfer.core._guard import guarded
 from ttransfer.core._spec import Expression, plan_of, slot_names
 from ttransfer.core._states import state_check
 from ttransfer.core._step import Spec, Step
@@ -96,7 +97,7 @@ def build_alternation(alternation: Alternation) -> Step:
         new = _stepped(new, state.step + 1)
         if finite:
             logs["finite"] = torch.stack(finite).all()
-            new = tree.map(lambda a, b: b if a is b else torch.where(logs["finite"], a, b), new, state)
+            new = guarded(logs["finite"], new, state)
         return new, logs
 
     return Step(init, update, Spec(alternation))

@@ -76,7 +76,7 @@ def _expression(expression: Expression, example_batch: Batch | None) -> list[str
         "numbers",
         *_table(_numbers(expression, started)),
         "parameters",
-        *_table(_parameters(expression, plan)),
+        *_table(_parameters(expression, plan, started)),
         *_block("micro-batches", [[str(expression.accumulate)]] if expression.accumulate > 1 else []),
         *_random(started),
     ]  # fmt: skip
@@ -115,7 +115,9 @@ def _term(name: str, term: Term, started: Started | None) -> str:
         if not hasattr(read, "path"):
             return "[" + ", ".join(shown(r) for r in read) + "]"
         value = next(shapes) if shapes is not None else None
-        return f"{read} {tuple(value.shape)}" if isinstance(value, Tensor) else str(read)
+        # The shape is of what is read, before the pipes.
+        shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+        return str(read).replace(str(read.path), str(read.path) + shape, 1)
 
     arguments = ", ".join(shown(read) for read in term.reads)
     split = "couples rows" if term.coupled else "mean, splits"
@@ -151,12 +153,16 @@ def _numbers(expression: Expression, started: Started | None) -> list[list[str]]
     return rows + [[name, _value(value), " lifted"] for name, value in more.items()]
 
 
-def _parameters(expression: Expression, plan: Plan) -> list[list[str]]:
+def _parameters(expression: Expression, plan: Plan, started: Started | None) -> list[list[str]]:
     rows: list[list[str]] = []
     for net, functional in expression.nets.items():
         sizes = {name: p.numel() for name, p in functional.layout.parameters.items()}
         trained = sum(size for name, size in sizes.items() if name in plan.learned.get(net, ()))
         rows.append([net, f"{trained:,} trained, {sum(sizes.values()) - trained:,} frozen"])
+    owned = {} if started is None else started.state.trainable["terms"]
+    for name, flat in owned.items():
+        if flat:
+            rows.append([f"terms.{name}", f"{sum(p.numel() for p in flat.values()):,} trained"])
     return rows
 
 

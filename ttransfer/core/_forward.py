@@ -80,7 +80,7 @@ def check_batch(plan: Plan, batch: Batch, stacked: int = 0) -> dict[str, dict[st
             if not isinstance(have[field], Tensor) or have[field].ndim <= stacked:
                 raise TransferError(
                     f"field {domain}.{field} must be a tensor with one row per example, got "
-                    f"{shown(have[field])}; numbers that change belong to State.hyper"
+                    f"{shown(have[field])}; torch.from_numpy turns arrays into tensors, numbers belong to State.hyper"
                 )
         found[domain] = {field: have[field] for field in fields}
         sizes = {field: tensor.shape[stacked] for field, tensor in found[domain].items()}
@@ -200,6 +200,10 @@ def picked(value: Any, path: Forward | Field) -> Any:
     """Follow the picks of a path: keys of mappings, positions, and fields of named tuples and plain objects."""
     for pick in path.picks:
         names = _names_in(value)
+        if isinstance(value, Tensor):
+            raise TransferError(
+                f"'{path}': [{pick}] picks from a tuple or a dict, and this is a tensor, {shown(value)}"
+            )
         try:
             if isinstance(pick, str) and pick not in names:
                 raise KeyError(pick)
@@ -211,8 +215,8 @@ def picked(value: Any, path: Forward | Field) -> Any:
 
 
 def _names_in(value: Any) -> Any:
-    if isinstance(value, (Mapping, Tensor)):
-        return value if isinstance(value, Mapping) else ()
+    if isinstance(value, Mapping):
+        return value
     return getattr(value, "_fields", None) or getattr(value, "__dict__", ())
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ttransfer._errors import TransferError, nearest
+from ttransfer.core import _tree as tree
 from ttransfer.core._keyed import drops
+from ttransfer.core._keyed_functions import calls_dropout
 from ttransfer.core._maps import Reparam
 from ttransfer.core._skeleton import bind_skeleton, copy_of
 from ttransfer.core._types import Functional, Layout, Out, Params
@@ -32,8 +34,8 @@ def functional(
     """Turn a module into pure functions, `init` and `apply`, without touching it.
 
     Args:
-        module: a module, whose weights are then the start, or a zero-argument factory, which is called
-            under its own seed: each member of an ensemble starts differently.
+        module: a module, whose weights as they are now are the start (they are copied), or a zero-argument
+            factory, which is called under its own seed: each member of an ensemble starts differently.
         mode: "train" or "eval" forces a mode; None lets the step decide (train if it trains the net).
         inputs: the batch fields that the module takes, in order.
         precision: "bfloat16" or "float16" runs the forward under autocast; parameters, gradients, losses
@@ -58,15 +60,21 @@ def functional(
         raise TransferError(f"functional: unknown precision {precision!r}{nearest(precision, _PRECISIONS)}")
     if isinstance(inputs, str) or not inputs or not all(isinstance(name, str) for name in inputs):
         raise TransferError(f"functional: inputs must be names of batch fields such as ('x',), got {inputs!r}")
-    make = _factory(module)
-    start = module if isinstance(module, nn.Module) else make(0)
+    if isinstance(module, nn.Module):
+        make, start = None, module
+    else:
+        make = _factory(module)
+        start = make(0)
     _check(start)
     skeleton = copy_of(start)
+    # Taken now: what is done to the module later, a write_back for one, does not change where a run starts.
+    given = _weights(start) if make is None else None
     autocast = None if precision is None else _PRECISIONS[precision]
 
     def init(generator: torch.Generator) -> tuple[Params, Params]:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        return _weights(make(seed))
+        if make is None:
+            return cast(tuple[Params, Params], tree.map(torch.clone, given))
+        return _weights(make(int(torch.randint(2**62, (), generator=generator))))
 
     def bind(
         taps: Sequence[Any] = (),
@@ -81,7 +89,7 @@ def functional(
         dict(skeleton.named_buffers()),
         tuple(name for name, _ in skeleton.named_modules() if name),
         frozenset(name for name, p in skeleton.named_parameters() if not p.requires_grad),
-        drops(skeleton),
+        drops(skeleton) or calls_dropout(skeleton),
         _saved(skeleton),
     )
     return Functional(init, bind(), bind, dict, layout, mode, tuple(inputs))
@@ -89,8 +97,6 @@ def functional(
 
 def _factory(module: Any) -> Callable[[int], nn.Module]:
     """Return seed -> module; the caller's random state is left as it was."""
-    if isinstance(module, nn.Module):
-        return lambda seed: module
     if not callable(module) or _needs_arguments(module):
         raise TransferError(
             f"functional: expected an nn.Module or a function of no arguments that makes one, got {module!r}"

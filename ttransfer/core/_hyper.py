@@ -68,7 +68,8 @@ def resolve(
     found: dict[str, Tensor] = {}
     for key, value in declared.items():
         name = prefix + key
-        if not isinstance(value, Fixed) and all(n in hyper for n in numbers(name, value)):
+        entries = [f"{name}.{part}" for part in value.hyper] if isinstance(value, Schedule) else [name]
+        if not isinstance(value, Fixed) and all(entry in hyper for entry in entries):
             found[key] = evaluate(name, value, hyper, step)
     return found
 

@@ -56,9 +56,18 @@ class _RandomOps(TorchDispatchMode):
         self.seen: dict[str, None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs or {}):
             self.seen[str(func.overloadpacket)] = None
         return func(*args, **(kwargs or {}))
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Fused attention counts as random, and draws only if its dropout is on."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            p = args[position] if position < len(args) else kwargs.get("dropout_p", argument.default_value)
+            return p != 0.0
+    return True
 
 
 def infer(
@@ -162,12 +171,10 @@ def _meta(x: Any) -> Any:
 def _fake_numbers(name: str, term: Term, fakes: Fakes, raw: list[Any], device: torch.device) -> dict[str, Tensor]:
     """A term's numbers as fake tensors of the dtype they are used with."""
     full = {f"{name}.{key}": value for key, value in term.hyper.items() if not isinstance(value, Fixed)}
+    # Read outside the mode: a number may be given as a tensor.
+    given = {entry: number for key, value in full.items() for entry, number in numbers(key, value).items()}
     with fakes.mode:
-        entries = {
-            entry: torch.tensor(number, dtype=torch.float64, device=device)
-            for key, value in full.items()
-            for entry, number in numbers(key, value).items()
-        }
+        entries = {entry: torch.tensor(x, dtype=torch.float64, device=device) for entry, x in given.items()}
         resolved = resolve(full, entries, torch.zeros((), dtype=torch.int64, device=device))
         return numbers_of(name, resolved, raw)
 
@@ -196,9 +203,23 @@ def lifts(
     with fakes.mode, _quiet():
         try:
             torch.func.vmap(torch.func.grad(value), randomness="different")(torch.empty_like(own[key])[None])
+        except data_dependent:  # what fake tensors cannot follow, such as one_hot, zeros may
+            pass
         except Exception:  # whatever it raises, the answer is no, and describe() says so
             return False
+        else:
+            return True
+    faked, others, arguments = pytree.tree_map(_zeros, (faked, others, arguments))
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        try:
+            torch.func.vmap(torch.func.grad(value), randomness="different")(_zeros(own[key])[None] + 1)
+        except Exception:  # as above
+            return False
     return True
+
+
+def _zeros(x: Any) -> Any:
+    return torch.zeros(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, Tensor) else x
 
 
 def _try(

@@ -21,7 +21,18 @@ from torch import Tensor, nn
 
 from ttransfer._errors import TransferError
 
-__all__ = ["Box", "drops", "fold", "key_modules", "row_keys", "salt"]
+__all__ = [
+    "Box",
+    "drop_alpha",
+    "drop_channels",
+    "drop_elements",
+    "drops",
+    "fold",
+    "key_modules",
+    "next_call",
+    "row_keys",
+    "salt",
+]
 
 _WORD = 0xFFFFFFFF
 
@@ -106,6 +117,12 @@ def _scaled(x: Tensor, keep: Tensor, p: float, rescale: bool = True) -> Tensor:
     return x * keep / (1.0 - p) if rescale and p < 1.0 else x * keep
 
 
+def next_call(box: Box, number: int) -> int:
+    """Tell the calls of one module in one forward apart: called again, it draws again."""
+    call = box[number] = box.get(number, -1) + 1
+    return (call << 20) + number
+
+
 class _Keyed(nn.Module):
     """What stands in the skeleton for a module that drops at random."""
 
@@ -116,16 +133,16 @@ class _Keyed(nn.Module):
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        # A module that is called again in the same forward draws again.
-        call = self.box[self.number] = self.box.get(self.number, -1) + 1
-        return self.drop(self.box, (call << 20) + self.number, x, self.p)
+        return self.drop(self.box, next_call(self.box, self.number), x, self.p)
 
 
-def _elements(box: Box, number: int, x: Tensor, p: float) -> Tensor:
+def drop_elements(box: Box, number: int, x: Tensor, p: float) -> Tensor:
+    """Drop single elements."""
     return _scaled(x, _keep(box, number, x, p, x.shape), p)
 
 
-def _channels(box: Box, number: int, x: Tensor, p: float) -> Tensor:
+def drop_channels(box: Box, number: int, x: Tensor, p: float) -> Tensor:
+    """Drop whole channels."""
     return _scaled(x, _keep(box, number, x, p, _spread(x, min(2, x.ndim))), p)
 
 
@@ -138,7 +155,7 @@ def _whole(box: Box, number: int, x: Tensor, p: float) -> Tensor:
     return _scaled(x, _keep(box, number, x, p, _spread(x, 1))[:1], p)
 
 
-def _alpha(box: Box, number: int, x: Tensor, p: float, batch_dims: int | None = None) -> Tensor:
+def drop_alpha(box: Box, number: int, x: Tensor, p: float, batch_dims: int | None = None) -> Tensor:
     """Alpha dropout keeps the mean and variance of SELU units."""
     low = -1.7580993408473766
     keep = _keep(box, number, x, p, x.shape if batch_dims is None else _spread(x, batch_dims))
@@ -149,12 +166,12 @@ def _alpha(box: Box, number: int, x: Tensor, p: float, batch_dims: int | None = 
 
 
 _DROPOUTS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Dropout: _elements,
-    nn.Dropout1d: _channels,
-    nn.Dropout2d: _channels,
-    nn.Dropout3d: _channels,
-    nn.AlphaDropout: _alpha,
-    nn.FeatureAlphaDropout: functools.partial(_alpha, batch_dims=2),
+    nn.Dropout: drop_elements,
+    nn.Dropout1d: drop_channels,
+    nn.Dropout2d: drop_channels,
+    nn.Dropout3d: drop_channels,
+    nn.AlphaDropout: drop_alpha,
+    nn.FeatureAlphaDropout: functools.partial(drop_alpha, batch_dims=2),
 }
 
 

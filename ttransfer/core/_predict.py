@@ -21,7 +21,9 @@ __all__ = ["predict", "state_dict", "write_back"]
 
 
 def predict(step: Step, state: State, path: str) -> Callable[..., Any]:
-    """Return a net of the state as a pure function of its inputs, in eval mode and without gradients.
+    """Return a net of the state as a pure function of its inputs, in eval mode.
+
+    It can be differentiated: a validation loss through it, by a hyper-parameter, is a meta-gradient.
 
     Args:
         step: the step that the state is of; for an ensemble or a sweep the function returns stacked outputs.
@@ -63,8 +65,7 @@ def predict(step: Step, state: State, path: str) -> Callable[..., Any]:
         run = torch.func.vmap(run, in_dims=(0, 0, None))
 
     def call(*inputs: Tensor) -> Any:
-        with torch.no_grad():
-            return run(params, buffers, inputs)
+        return run(params, buffers, inputs)
 
     return call
 

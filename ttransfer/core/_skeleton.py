@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ttransfer._errors import TransferError
 from ttransfer.core._keyed import Box, key_modules
+from ttransfer.core._keyed_functions import KeyedFunctions, calls_dropout
 from ttransfer.core._paths import Tap
 from ttransfer.core._types import Out, Params
 
@@ -63,7 +64,12 @@ def bind_skeleton(
         _norms_in_float32(net)
     for tap in dict.fromkeys(Tap(tap.module, tap.input) for tap in taps):
         _record(net, tap, box)
+    functional = training and calls_dropout(net)
     wanted = [(str(tap), str(Tap(tap.module, tap.input)), tap.call) for tap in dict.fromkeys(taps)]
+
+    def keyed_call(*args: Any, **kwargs: Any) -> Any:
+        with KeyedFunctions(box):
+            return torch.func.functional_call(*args, **kwargs)
 
     def apply(params: Params, buffers: Params, *inputs: Any, keys: Tensor | None = None) -> Out:
         box.clear()
@@ -72,11 +78,12 @@ def bind_skeleton(
         inputs = _copied(inputs)
         given = {**params, **{name: buffer.clone() for name, buffer in buffers.items()}}
         try:
+            run = keyed_call if functional else torch.func.functional_call
             if precision is None:
-                value = torch.func.functional_call(net, given, inputs, strict=True)
+                value = run(net, given, inputs, strict=True)
             else:
                 with torch.autocast(_device_of(params), precision):
-                    value = torch.func.functional_call(net, given, inputs, strict=True)
+                    value = run(net, given, inputs, strict=True)
             found = {name: _pick_call(name, box.get(recorded, ()), call) for name, recorded, call in wanted}
         finally:
             # A functorch wrapper that outlives its transform breaks compilation.

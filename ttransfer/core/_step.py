@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from difflib import get_close_matches
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -154,6 +155,8 @@ def step(
     for name in given:
         if name in _OPTIONS:
             raise TransferError(f"step: a term cannot be named {name!r}: that is an option of tt.step")
+        if not isinstance(cast(Any, given[name]), Term) and (near := get_close_matches(name, _OPTIONS, 1)):
+            raise TransferError(f"step: no option {name!r}; did you mean {near[0]!r}? (Terms are made with tt.term)")
     expression = Expression(
         as_mapping("nets", nets), optimizer, given, as_patterns(trainable), as_groups(joint),
         as_mapping("buffers", buffers), as_mapping("ema", ema), accumulate, guard,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttransfer._errors import TransferError, shown
 from ttransfer.core import _tree as tree
 from ttransfer.core._forward import Bound, Clock, Outs, check_batch, picked, raw_readings, rows_of, run_passes
+from ttransfer.core._guard import finite, guarded
 from ttransfer.core._hyper import at_use, resolve
 from ttransfer.core._paths import Field, Forward
 from ttransfer.core._pipes import loss_params, regroup, run_pipes, run_stages
@@ -175,8 +176,8 @@ def build_update(bound: Bound) -> Callable[[State, Batch], tuple[State, Logs]]:
         logs = {"loss": _sum(totals), **{name: _sum([v[name] for v in values]) for name in values[0]}, **numbers}
         new = _advanced(expression, plan.learned, state, numbers, grads, buffers, memory)
         if expression.guard:
-            logs["finite"] = _finite(logs["loss"], new)
-            new = tree.map(lambda a, b: b if a is b else torch.where(logs["finite"], a, b), new, state)
+            logs["finite"] = finite(logs["loss"], new)
+            new = guarded(logs["finite"], new, state)
         return new, logs
 
     return update
@@ -284,13 +285,3 @@ def _advanced(
     memory = {name: memory[name] for name in state.terms}
     after = {name: after[name] for name in state.buffers}
     return State(trainable, state.frozen, after, memory, opt, ema, state.hyper, state.step + 1, state.seed)
-
-
-def _finite(loss: Tensor, new: State) -> Tensor:
-    """Whether the loss and the new parameters are finite: a sum is finite only if its parts are.
-
-    Buffers are not asked: masks with infinities in them are common.
-    """
-    sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in tree.leaves(new.trainable)]
-    sums = torch.stack([loss.to(torch.float64), *(x.to(torch.float64) for x in sums)])
-    return torch.isfinite(sums).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -43,12 +43,12 @@ def compile(
         step: any step; an ensemble or a sweep is compiled whole.
         backend: "inductor", "aot_eager" (one graph, eager kernels: quick to compile, for tests), or any
             other that `torch.compile` knows.
-        donate: write the new state into the old one's storage. The old state is then gone, and peak memory
-            is lower; without it the update is pure.
+        donate: write the new state into the old one's storage. The state that is returned is then the one that
+            was passed in: there is no old one any more, and peak memory is lower. Without it the update is pure.
         precision: "bfloat16" or "float16" runs every net under autocast; parameters, gradients, losses and
             normalisation layers stay in float32.
-        rows: "static" compiles for the number of rows of the first batch, and once more, for any number,
-            when another comes; "dynamic" compiles for any number from 2 at once.
+        rows: "static" compiles for the number of rows of the first batch, and once more, for any number from 2,
+            when another comes; "dynamic" compiles for any number from 2 at once, which is a little slower.
 
     Returns:
         A Step. The first call of its update compiles, which takes 10 to 60 s with inductor.
@@ -74,7 +74,7 @@ def compile(
     options = {"backend": backend, "donate": donate, "precision": precision, "rows": rows}
     again = Transform("compile", options, lambda base: compile(base, **options))
     plain = step if precision is None else _in_precision(step, precision)
-    update = _outer(plain, torch.compile(_entry(plain, donate), backend=backend, fullgraph=True), donate, rows)
+    update = _outer(plain, backend, donate, rows)
     return Step(plain.init, update, Spec(step.spec.expression, (*step.spec.transforms, again)))
 
 
@@ -116,6 +116,15 @@ def _with_hyper(state: State, hyper: dict[str, Tensor]) -> State:
     )
 
 
+def _graph(step: Step, backend: str, donate: bool, device: torch.device, dynamic: bool | None) -> Callable[..., Any]:
+    """Compile the update."""
+    options: dict[str, Any] | None = None
+    if backend == "inductor" and device.type == "cpu":
+        # Channels-last convolutions: a third slower here, and a quarter more memory (benchmarks/results.txt).
+        options = {"layout_optimization": False}
+    return torch.compile(_entry(step, donate), backend=backend, fullgraph=True, dynamic=dynamic, options=options)
+
+
 def _entry(step: Step, donate: bool) -> Callable[..., Any]:
     """Return what is compiled, as a function with code of its own.
 
@@ -145,6 +154,7 @@ class _Setting(NamedTuple):
 
     threads: int
     dtype: torch.dtype
+    shapes: tuple[torch.Size, ...]
 
 
 @contextmanager
@@ -169,14 +179,17 @@ def _normal(setting: _Setting) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def _outer(
-    step: Step, graph: Callable[..., Any], donate: bool, rows: str
-) -> Callable[[State, Batch], tuple[State, Logs]]:
-    """Return the function that users call: it checks and normalises, then runs the graph."""
+def _outer(step: Step, backend: str, donate: bool, rows: str) -> Callable[[State, Batch], tuple[State, Logs]]:
+    """Return the function that users call: it checks and normalises, then runs the graph.
+
+    The first batch's shapes have a graph of their own, and all others share a second one: left to itself
+    the compiler would run the second for every batch once it has it.
+    """
     inputs = inputs_of(step.spec)
     setting: list[_Setting] = []
     labels: list[list[Labels]] = []
     written: list[tuple[Any, ...]] = [()]
+    graphs: dict[bool, Callable[..., Any]] = {}
 
     def update(state: State, batch: Batch) -> tuple[State, Logs]:
         wanted = {
@@ -184,20 +197,23 @@ def _outer(
             for domain, fields in check(inputs, state, batch).items()
         }
         if not setting:
-            setting.append(_Setting(torch.get_num_threads(), torch.get_default_dtype()))
+            setting.append(_Setting(torch.get_num_threads(), torch.get_default_dtype(), _shapes(wanted)))
             labels.append(label_checks(inputs, state, wanted))
         check_labels(labels[0], wanted)
         if donate and leaf_ids(state) != written[0]:
             unshared(state)
             written[0] = leaf_ids(state)
-        if rows == "dynamic":
-            for x in tree.leaves(wanted):
-                torch._dynamo.mark_dynamic(x, inputs.stacked)
+        dynamic = rows == "dynamic" or _shapes(wanted) != setting[0].shapes
+        if dynamic:
+            _mark_rows(wanted, inputs.stacked)
+        if dynamic not in graphs:
+            graphs[dynamic] = _graph(step, backend, donate, state.step.device, None if dynamic else False)
         names = tuple(state.hyper)
         with _normal(setting[0]):
-            numbers = torch.stack([state.hyper[name] for name in names], -1)
+            # A step all of whose numbers are fixed has none.
+            numbers = torch.stack([state.hyper[name] for name in names], -1) if names else torch.empty(0)
             try:
-                out = graph(names, numbers, _with_hyper(state, {}), wanted)
+                out = graphs[dynamic](names, numbers, _with_hyper(state, {}), wanted)
             except Exception as error:
                 _explain(step, state, wanted, error)
                 raise
@@ -211,6 +227,18 @@ def _plain(x: Tensor) -> Tensor:
     x = x.detach().contiguous() if x.requires_grad or not x.is_contiguous() else x
     # An axis of size 1 may have any stride, and the graph asks for the one it saw.
     return x if x.stride() == _strides(x.shape) else x.flatten().view(x.shape)
+
+
+def _shapes(batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[torch.Size, ...]:
+    return tuple(x.shape for fields in batch.values() for x in fields.values())
+
+
+def _mark_rows(batch: Mapping[str, Mapping[str, Tensor]], axis: int) -> None:
+    """Let the compiler leave the number of rows open; one row is a case of its own for it."""
+    for fields in batch.values():
+        for x in fields.values():
+            if x.shape[axis] > 1:
+                torch._dynamo.mark_dynamic(x, axis)
 
 
 def _strides(shape: torch.Size) -> tuple[int, ...]:

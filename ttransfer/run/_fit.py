@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -108,6 +109,8 @@ def fit(
     cursor = Cursor("batches", batches)
     folder = None if checkpoint is None else Path(checkpoint)
     if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise TransferError(f"fit: checkpoint={str(folder)!r} is a file, wanted a directory")
         state = _resume(folder, state, cursor)
     done = _updates(state)
     history: list[Row] = []
@@ -212,9 +215,28 @@ def _resume(folder: Path, state: State, cursor: Cursor) -> State:
             f"fit: the state given is at step {_updates(state)}, {str(found)!r} at {_updates(loaded)}; "
             "give another directory, or a state to go on from the checkpoint"
         )
+    _compare(found, loaded, state)
     if cursor.load_state_dict(extra["batches"]):
         warn_of_replay([cursor.name])
     return loaded
+
+
+def _compare(found: Path, loaded: State, state: State) -> None:
+    """Refuse another run's checkpoint; say which numbers of the state given give way to the checkpoint's."""
+    if not torch.equal(loaded.seed, state.seed):
+        raise TransferError(
+            f"fit: {str(found)!r} is of a run with seed {loaded.seed.tolist()}, the state given has "
+            f"{state.seed.tolist()}; give each run a directory of its own"
+        )
+    changed = [name for name, value in loaded.hyper.items() if not torch.equal(value, state.hyper[name])]
+    if changed:
+        told = ", ".join(f"{n} {loaded.hyper[n].tolist()} (given {state.hyper[n].tolist()})" for n in changed[:4])
+        warnings.warn(
+            f"fit: going on from {str(found)!r} with its own numbers: {told}; to change them, load the checkpoint "
+            "and use tt.set_hyper",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _store(folder: Path, state: State, cursor: Cursor, keep: int) -> None:
