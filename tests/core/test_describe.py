@@ -22,7 +22,7 @@ def whole() -> tt.Step:
         "dann": tt.terms.dann(
             tt.read("student(source).fc:in") | tt.detach, "student(target).fc:in", critic=tt.adapters.mlp(4), weight=0.1
         ),
-        "sp": tt.term(lambda p: p["fc.bias"].square().sum(), "teacher:params", weight=tt.fixed(0.5)),
+        "sp": tt.term(lambda p: p["fc.bias"].square().sum(), "student:params", weight=tt.fixed(0.5)),
     }
     return small_step(
         terms, nets, tt.optim.adamw(1e-3), trainable={"student": "fc.*|bn.*"}, ema={"mean": tt.ema("student", 0.99)}
@@ -41,7 +41,7 @@ def test_everything_about_a_step_is_told() -> None:
         "  task  1.0 * cross_entropy(student(source) (6, 3), source.y (6,))  mean, splits",
         "  kd    schedule(steps=9, high=1, alpha=10) * kd(student(target) (4, 3), mean(target) (4, 3))  mean, splits",
         "  dann  0.1 * dann(student(source).fc:in (6, 4) | detach, student(target).fc:in (4, 4))  couples rows",
-        "  sp    0.5 * <lambda>(teacher:params)  couples rows",
+        "  sp    0.5 * <lambda>(student:params)  couples rows",
         "numbers",
         "  task.weight           1.0                                   lifted",
         "  task.label_smoothing  0.1                                   static: cross_entropy takes no tensor for it",

@@ -264,12 +264,46 @@ def test_a_loss_with_one_hot_is_tried_on_zeros() -> None:
 
 def test_numbers_may_be_tensors() -> None:
     step = tt.step(
-        {"net": tt.functional(mlp(1)), "teacher": tt.functional(mlp(2))},
+        {"student": tt.functional(mlp(1)), "teacher": tt.functional(mlp(2))},
         tt.optim.sgd(0.1),
-        trainable=("net",),
+        trainable=("student",),
         kd=tt.term(
-            tt.losses.kd, "net(source)", "teacher(source)", temperature=torch.tensor(2.0), weight=torch.tensor(0.5)
+            tt.losses.kd, "student(source)", "teacher(source)", temperature=torch.tensor(2.0), weight=torch.tensor(0.5)
         ),
     )
     hyper = step.init(vectors(0)).hyper
     assert (hyper["kd.temperature"].item(), hyper["kd.weight"].item()) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("term", "trainable"),
+    [
+        (tt.term(tt.losses.kd, "teacher(source)", "student(source)"), ("student",)),  # the wrong way round
+        (
+            tt.term(tt.align.coral, "student(source).fc:in", "student(target).fc:in"),
+            {"student": "fc.*"},
+        ),  # frozen features
+        (tt.term(F.cross_entropy, tt.read("student(source)") | tt.detach, "source.y"), ("student",)),
+    ],
+    ids=["swapped", "frozen", "detached"],
+)
+def test_a_term_from_which_nothing_learns_is_told(term: tt.Term, trainable: Any) -> None:
+    def step_of(odd: tt.Term) -> tt.Step:
+        nets = {"student": tt.functional(mlp(1)), "teacher": tt.functional(mlp(2))}
+        return tt.step(nets, tt.optim.sgd(0.1), {"task": TASK, "odd": odd}, trainable=trainable)
+
+    with pytest.warns(UserWarning, match="term 'odd': its gradient reaches no parameter that trains"):
+        step_of(term).init(vectors(0))
+    for zero in (0.0, tt.fixed(0.0)):  # for the logs alone
+        step_of(term._replace(hyper={**term.hyper, "weight": zero})).init(vectors(0))
+
+
+def test_a_critic_counts_as_something_that_trains() -> None:
+    dann = tt.terms.dann("student(source).fc:in", "student(target).fc:in", critic=tt.adapters.mlp(4))
+    step = tt.step(
+        {"student": tt.functional(mlp(1))},
+        tt.optim.sgd(0.1),
+        {"task": TASK, "dann": dann},
+        trainable={"student": "fc.*"},
+    )
+    step.init(vectors(0))

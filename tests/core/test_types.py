@@ -44,7 +44,7 @@ def first_state() -> tt.State:
         trainable=("student",),
         ema={"mean": tt.ema("student")},
         task=tt.term(F.cross_entropy, "student(source)", "source.y"),
-        kd=tt.term(tt.losses.kd, "mean(target)", "teacher(target)"),
+        kd=tt.term(tt.losses.kd, "student(target)", "teacher(target)"),
     )
     return step.init(images(0))
 

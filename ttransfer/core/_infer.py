@@ -88,10 +88,14 @@ def infer(
         return pytree.tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, tree)
 
     noted = _RandomOps()
-    with mode, _quiet(), torch.random.fork_rng(devices=[]):  # random operations move the generator, fake or not
+    # Random operations move the generator, fake or not. Gradients tell which terms reach what trains.
+    with mode, _quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         zero = torch.zeros((), dtype=torch.int64, device=device_of(params))
         clock = Clock(zero, zero, {})
         arguments = fake(params), fake(buffers), fake(batch)
+        for net, names in plan.learned.items():
+            for name in names:
+                arguments[0][net][name].requires_grad_()
         try:
             with noted:
                 outs, after = run_passes(bound, plan.passes, *arguments, clock)
@@ -141,7 +145,7 @@ class Made(NamedTuple):
 
 def init_term(name: str, term: Term, generator: torch.Generator, fakes: Fakes, device: torch.device) -> Made:
     """Initialise a term on the shapes of its readings."""
-    raw = fakes.readings[name]
+    raw = pytree.tree_map(_detached, fakes.readings[name])
     own = _fake_numbers(name, term, fakes, raw, device)
     pipe_params, piped = init_pipes(term, generator, own, raw, lambda p: _as_fake(fakes, p, device))
     metas = pytree.tree_map(_meta, regroup(term.reads, piped))
@@ -158,10 +162,29 @@ def init_term(name: str, term: Term, generator: torch.Generator, fakes: Fakes, d
                 f"term {name!r}: {key} is a schedule, but {name_of(term.fn)} cannot take a tensor for it, so it can "
                 "only be a fixed number"
             )
-    with _RandomOps() as noted:
-        piped_readings(name, term, fakes, params)
-        _try(name, term, fakes, faked, {k: v for k, v in own.items() if k not in static}, arguments)
+    lifted = {k: v for k, v in own.items() if k not in static}
+    with _RandomOps() as noted, torch.enable_grad():
+        trained = pytree.tree_map(_trained, params)
+        again = regroup(term.reads, piped_readings(name, term, fakes, trained))
+        reached = _try(name, term, fakes, (loss_params(_as_fake(fakes, trained, device)), faked[1]), lifted, again)
+    weight = term.hyper["weight"]
+    if not reached and (weight.value if isinstance(weight, Fixed) else weight) != 0:
+        warnings.warn(
+            f"term {name!r}: its gradient reaches no parameter that trains, so nothing learns from it: "
+            f"{name_of(term.fn)}({', '.join(map(str, term.reads))}). Are its arguments in the right order, and do they "
+            "come from a trained part? A weight of 0 says that it is meant for the logs alone",
+            UserWarning,
+            stacklevel=2,
+        )
     return Made(params, memory, static, tuple(noted.seen))
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _trained(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_() if x.is_floating_point() else x
 
 
 def _meta(x: Any) -> Any:
@@ -224,21 +247,26 @@ def _zeros(x: Any) -> Any:
 
 def _try(
     name: str, term: Term, fakes: Fakes, faked: tuple[Params, Tree], own: Mapping[str, Tensor], arguments: list[Any]
-) -> None:
-    """Call the loss once on fake readings, so that a wrong shape fails now and not in the first step."""
+) -> bool:
+    """Call the loss once on fake readings, so that a wrong shape fails now and not in the first step.
+
+    Returns:
+        Whether a gradient flows from it to anything that trains; True where it cannot be told.
+    """
     with fakes.mode, _quiet():
         step = next(iter(own.values())).new_zeros((), dtype=torch.int64) if own else torch.zeros((), dtype=torch.int64)
         try:
-            memory = apply_term(name, term, *faked, own, step, arguments)[1]
+            value, memory = apply_term(name, term, *faked, own, step, arguments)
         except TransferError as error:
             if not isinstance(error.__cause__, data_dependent):
                 raise
-            return
+            return True
     before, after = (_shapes(x) for x in (faked[1], memory))
     if before != after:
         raise TransferError(
             f"term {name!r}: {name_of(term.fn)} must return its state as it got it, {before}, and returns {after}"
         )
+    return value.requires_grad
 
 
 def _shapes(tree_: Tree) -> dict[str, str]:
