@@ -31,7 +31,7 @@ demo: $(VENV)/.demo
 	$(bin)/python examples/mnist_to_digits.py
 
 bench: $(VENV)/.demo
-	$(bin)/python benchmarks/step.py
+	$(bin)/python benchmarks/step.py --output benchmarks/results.txt
 
 test: lint
 	@$(MAKE) --no-print-directory test-only

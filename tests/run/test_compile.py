@@ -217,6 +217,45 @@ def test_bad_input() -> None:
         odd(odd.init(vectors(0)), vectors(0))
 
 
+def no_compiler(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
+    raise RuntimeError("there is no compiler here")
+
+
+def test_what_a_backend_says_is_not_called_a_break_of_the_graph() -> None:
+    torch._dynamo.register_backend(no_compiler, name="ttransfer_no_compiler")
+    fast = tt.compile(kd_step(), backend="ttransfer_no_compiler")
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="there is no compiler here"):
+        fast(fast.init(vectors(0)), vectors(0))
+
+
+SCALE = [1.0]
+
+
+def test_what_a_loss_closes_over_is_still_guarded() -> None:
+    """Most guards are dropped, and these must not be."""
+    held = {"power": 1}
+
+    def odd(student: Tensor) -> Tensor:
+        return SCALE[0] * student.abs().mean() ** held["power"]
+
+    fast = tt.compile(
+        tt.step(
+            {"net": tt.functional(mlp(1))},
+            tt.optim.sgd(0.1),
+            trainable=("net",),
+            odd=tt.term(odd, "net(source)"),
+        ),
+        backend="aot_eager",
+    )
+    state = fast.init(vectors(0))
+    once = fast(state, vectors(0))[1]["odd"].item()
+    held["power"] = 2
+    assert fast(state, vectors(0))[1]["odd"].item() == pytest.approx(once**2)
+    SCALE[0] = 3.0
+    assert fast(state, vectors(0))[1]["odd"].item() == pytest.approx(3 * once**2)
+    SCALE[0] = 1.0
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_bfloat16_keeps_parameters_and_losses_in_float32(stacked: bool) -> None:
     def single(batch: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

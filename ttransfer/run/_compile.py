@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -118,11 +118,21 @@ def _with_hyper(state: State, hyper: dict[str, Tensor]) -> State:
 
 def _graph(step: Step, backend: str, donate: bool, device: torch.device, dynamic: bool | None) -> Callable[..., Any]:
     """Compile the update."""
-    options: dict[str, Any] | None = None
+    options: dict[str, Any] = {"guard_filter_fn": _guarded}
     if backend == "inductor" and device.type == "cpu":
         # Channels-last convolutions: a third slower here, and a quarter more memory (benchmarks/results.txt).
-        options = {"layout_optimization": False}
+        options["layout_optimization"] = False
     return torch.compile(_entry(step, donate), backend=backend, fullgraph=True, dynamic=dynamic, options=options)
+
+
+def _guarded(entries: Sequence[Any]) -> list[bool]:
+    """Say which of the compiler's guards to keep: it would check thousands in every call, 2 % of a small step.
+
+    What cannot change goes: skeletons, which nobody else holds, and the modules of torch and of ours.
+    What a user's loss closes over stays, and so does every input.
+    """
+    ours = ("G['__import_torch_dot_", "G['__import_ttransfer_dot_", "G['__builtins_dict", "__import__('torch")
+    return [not (entry.name.startswith(ours) or ".applies[" in entry.name) for entry in entries]
 
 
 def _entry(step: Step, donate: bool) -> Callable[..., Any]:
@@ -255,7 +265,7 @@ def _explain(step: Step, state: State, batch: Batch, error: Exception) -> None:
 
     An error raised while a graph is traced loses its words, so the step is run once without compiling.
     """
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 
     if not isinstance(error, TorchDynamoException):
         return
@@ -263,6 +273,8 @@ def _explain(step: Step, state: State, batch: Batch, error: Exception) -> None:
         step.update(state, batch)
     except TransferError as plain:
         raise plain from error
+    if isinstance(error, BackendCompilerFailed):
+        return  # the graph is whole; what the backend says of it stands
     reason = str(error).split("\n\nfrom user code")[0].strip()
     where = [line.strip() for line in str(error).splitlines() if line.strip().startswith("File ")]
     last = f" ({where[-1]})" if where else ""
