@@ -28,3 +28,18 @@ def fresh() -> Iterator[None]:
     torch.set_grad_enabled(True)
     torch.set_num_threads(1)
     assert left == (torch.float32, True, 1), "the test left torch's defaults changed"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the mutation score, if mutants were tried."""
+    reports = [r for name in ("passed", "failed") for r in terminalreporter.stats.get(name, ())]
+    found = [dict(r.user_properties)["mutant"] for r in reports if "mutant" in dict(r.user_properties)]
+    if not found:
+        return
+    total, missed, by_word = len(found), found.count("missed"), found.count("by word")
+    right = sum("test_a_right_part_is_not_accused" in r.nodeid for r in terminalreporter.stats.get("failed", ()))
+    terminalreporter.write_line(
+        f"mutation score: {total - missed} of {total} wrong parts found ({(total - missed) / total:.1%}); "
+        f"{total - missed - by_word} ({(total - missed - by_word) / total:.1%}) without their references and known "
+        f"values; {right} right parts accused"
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ttransfer import adapters, align, losses, optim, schedules, terms, weights
+    from ttransfer import adapters, align, losses, optim, schedules, terms, testing, weights
     from ttransfer._errors import TransferError
     from ttransfer.core import (
         Adapter,
@@ -64,7 +64,7 @@ _PACKAGES = {
     "ttransfer._errors": "TransferError",
 }
 _HOME = {name: package for package, names in _PACKAGES.items() for name in names.split()}
-_TOPICS = "adapters align losses optim schedules terms weights"
+_TOPICS = "adapters align losses optim schedules terms testing weights"
 _HOME.update({name: f"ttransfer.{name}" for name in _TOPICS.split()})
 _HOME["tree"] = "ttransfer.core._tree"
 

@@ -185,7 +185,8 @@ def _gram(x: Tensor, y: Tensor, variance: Tensor | float, scales: Sequence[float
     shift = y.detach().mean(0)
     x, y = x - shift, y - shift
     squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.mT
-    return _kernel(squared.clamp_min(0), variance, scales)
+    # Rounding is lifted to 0 without clamping: at rows that coincide the second derivative would be lost.
+    return _kernel(squared - squared.detach().clamp_max(0), variance, scales)
 
 
 def _off_diagonal_mean(gram: Tensor) -> Tensor:

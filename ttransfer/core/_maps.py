@@ -21,7 +21,7 @@ class Adapter(NamedTuple):
         apply: (params, feature) -> feature.
 
     Example:
-        >>> scale = Adapter(lambda g, like: {"s": torch.ones(like.shape[-1])}, lambda p, x: p["s"] * x)
+        >>> scale = Adapter(lambda g, like: {"s": torch.ones_like(like[0], device="cpu")}, lambda p, x: p["s"] * x)
         >>> scale.apply(scale.init(torch.Generator(), torch.empty(4, 2, device="meta")), torch.ones(1, 2))
         tensor([[1., 1.]])
     """

@@ -48,7 +48,10 @@ def chain(*maps: WeightMap) -> WeightMap:
             dry = each.plan(here, target)
             origin = {name: origin[via] for name, via in dry.copied.items() if via in origin}
         used = set(origin.values())
-        return Plan(origin, tuple(name for name in src if name not in used), dry.missing, dry.mismatched)
+        unused = tuple(name for name in src if name not in used)
+        # A target that only an earlier target could fill has no source either.
+        missing = tuple(name for name in like if name not in origin and name not in dry.mismatched)
+        return Plan(origin, unused, missing, dry.mismatched)
 
     return WeightMap(apply, plan)
 

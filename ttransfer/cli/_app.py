@@ -1,0 +1,118 @@
+"""The command line: what may be written, and no more. torch is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Optional
+
+import typer
+
+__all__ = ["main"]
+
+GOLDEN = "--golden"
+DEFAULT = "tests/golden"  # where a golden file is unless FILE says so
+
+# Plain text: no boxes, which a pipe or a narrow terminal breaks.
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@app.callback()
+def root() -> None:
+    """Composable functional transfer learning on torch.func."""
+
+
+@app.command()
+def check(
+    target: Annotated[
+        Optional[str],  # noqa: UP045 -- typer reads it
+        typer.Argument(metavar="TARGET", help="The loss: package.module:name or file.py:name."),
+    ] = None,
+    example: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.PY:FN",
+            help="A function that returns a tuple of the loss's arguments, or a Hypothesis strategy for such "
+            "tuples. Without it the arguments' names decide.",
+        ),
+    ] = "",
+    reference: Annotated[
+        str, typer.Option(metavar="FILE.PY:FN", help="A slow formula for the same; value and gradient are compared.")
+    ] = "",
+    tag: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME[=VALUE]", help="Claim more, as non_negative, min_batch=2 or coupled=false. Repeat."),
+    ] = None,
+    law: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Run this law alone. Repeat for more."),
+    ] = None,
+    excepted: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--except", metavar="LAW=REASON", help="A law that the loss breaks, and why it may. Repeat."),
+    ] = None,
+    golden: Annotated[
+        str,
+        typer.Option(
+            GOLDEN,
+            metavar="[FILE]",
+            help="Compare with a golden file, or write it if it is not there. FILE ends in .json; unless given it is "
+            f"{DEFAULT}/NAME.json.",
+        ),
+    ] = "",
+    update: Annotated[bool, typer.Option("--update", help="Write the golden file anew.")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Five times as many inputs, and the inductor compiler. Minutes.")
+    ] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the laws, and with TARGET which of them are claimed; run none.")
+    ] = False,
+) -> None:
+    """Put a loss on trial: which laws does it obey?
+
+    It exits with 0 if the loss obeys all that is claimed of it, with 1 if a law is broken, and with 2 if it could not
+    be tried.
+    """
+    from ttransfer.cli import _check
+
+    options = _check.Options(
+        target or "", example, reference, tuple(tag or ()), tuple(law or ()), tuple(excepted or ()), golden, update,
+        thorough, list_,
+    )  # fmt: skip
+    raise typer.Exit(_check.run(options))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: what was typed after `ttransfer`; the process's own unless given.
+
+    Returns:
+        The exit code: 0 for success, 1 for a law that is broken, 2 for what could not be run.
+
+    Example:
+        >>> from ttransfer.cli import main
+        >>> main(["check", "--golden", "new.json", "--help"])  # doctest: +ELLIPSIS
+        Usage: ttransfer check [OPTIONS] [TARGET]
+        ...
+        0
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")  # a terminal of ASCII gets a question mark, and no traceback
+    try:
+        app(_with_value(list(sys.argv[1:] if arguments is None else arguments)), prog_name="ttransfer")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _with_value(arguments: list[str]) -> list[str]:
+    """Give a bare --golden its default; typer knows no option whose value may be left out."""
+    out: list[str] = []
+    for i, argument in enumerate(arguments):
+        after = arguments[i + 1] if i + 1 < len(arguments) else "-"
+        bare = after.startswith("-") or (":" in after and not after.endswith(".json"))
+        out.append(f"{GOLDEN}={DEFAULT}" if argument == GOLDEN and bare else argument)
+    return out

@@ -1,0 +1,1 @@
+"""The laws, each a small free function whose docstring says it and what breaks it."""
