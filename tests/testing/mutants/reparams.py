@@ -246,8 +246,17 @@ STRAIGHT = "the gradient goes straight through a threshold, as if it were not th
 def pair(name: str, right: Reparam, wrong: Reparam, why: str, identity: bool = True, **known) -> Pair:
     given = known.get("example", example())
     excused = known.get("expected_failed_checks", {})
-    return Pair(name, "reparam", right, wrong, why, given, {"identity": identity}, known.get("reference"),
-                expected_failed_checks=excused)
+    return Pair(
+        name,
+        "reparam",
+        right,
+        wrong,
+        why,
+        given,
+        {"identity": identity},
+        known.get("reference"),
+        expected_failed_checks=excused,
+    )
 
 
 PAIRS: tuple[Pair, ...] = (
