@@ -176,6 +176,14 @@ def test_a_module_with_tensors_of_its_own_follows_its_inputs_dtype() -> None:
     assert not check_loss(own_weights, example, tags=Tags(shift_invariant=True, non_negative=True)).failed
 
 
+def test_a_reference_that_says_nothing_is_no_reference() -> None:
+    def nowhere(student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).sum() * math.nan
+
+    (outcome,) = judge(loss_trial(tt.losses.kd, reference=nowhere), only=["reference"]).failed
+    assert "nothing was compared" in outcome.found
+
+
 def test_a_strategy_must_draw_what_the_loss_takes() -> None:
     trial: Trial = loss_trial(tt.losses.kd, st.just((torch.zeros(2, 2), torch.zeros(3, 2))))
     (outcome,) = judge(trial, only=["scalar"]).failed

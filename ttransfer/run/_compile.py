@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError, nearest
+from ttransfer._errors import TransferError
 from ttransfer.core import _tree as tree
 from ttransfer.core._alternate import Alternation
 from ttransfer.core._inputs import Labels, check, check_labels, inputs_of, label_checks, leaf_ids, unshared
@@ -19,6 +19,7 @@ from ttransfer.core._rebuild import rebuild, replace
 from ttransfer.core._spec import Expression, Transform
 from ttransfer.core._step import Spec, Step
 from ttransfer.core._types import Batch, Functional, Logs, State
+from ttransfer.run._backends import Compiler, backend_of
 
 __all__ = ["compile"]
 
@@ -41,8 +42,8 @@ def compile(
 
     Args:
         step: any step; an ensemble or a sweep is compiled whole.
-        backend: "inductor", "aot_eager" (one graph, eager kernels: quick to compile, for tests), or any
-            other that `torch.compile` knows.
+        backend: "inductor", "aot_eager" (one graph, eager kernels: quick to compile, for tests), "ipex" (see
+            docs/ipex.md), or any other that `torch.compile` knows or an installed package adds.
         donate: write the new state into the old one's storage. The state that is returned is then the one that
             was passed in: there is no old one any more, and peak memory is lower. Without it the update is pure.
         precision: "bfloat16" or "float16" runs every net under autocast; parameters, gradients, losses and
@@ -54,7 +55,7 @@ def compile(
         A Step. The first call of its update compiles, which takes 10 to 60 s with inductor.
 
     Raises:
-        TransferError: for an unknown backend; at the first call, if the step is not one graph.
+        TransferError: for a backend that is unknown or cannot run here; at the first call, if the step is not one graph.
 
     Example:
         >>> import torch, torch.nn.functional as F, ttransfer as tt
@@ -66,7 +67,7 @@ def compile(
         >>> int(state.step)
         1
     """
-    _check_backend(backend)
+    compiler = backend_of(backend)
     if rows not in ("static", "dynamic"):
         raise TransferError(f"compile: rows must be 'static' or 'dynamic', got {rows!r}")
     if any(transform.name == "compile" for transform in step.spec.transforms):
@@ -74,17 +75,8 @@ def compile(
     options = {"backend": backend, "donate": donate, "precision": precision, "rows": rows}
     again = Transform("compile", options, lambda base: compile(base, **options))
     plain = step if precision is None else _in_precision(step, precision)
-    update = _outer(plain, backend, donate, rows)
+    update = _outer(plain, compiler, donate, rows)
     return Step(plain.init, update, Spec(step.spec.expression, (*step.spec.transforms, again)))
-
-
-def _check_backend(backend: str) -> None:
-    from torch._dynamo import list_backends
-
-    known = list_backends(exclude_tags=())
-    if backend not in known:
-        hint = "; it needs the package intel_extension_for_pytorch" if backend == "ipex" else nearest(backend, known)
-        raise TransferError(f"compile: no backend {backend!r}{hint}")
 
 
 def _in_precision(step: Step, precision: str) -> Step:
@@ -116,17 +108,17 @@ def _with_hyper(state: State, hyper: dict[str, Tensor]) -> State:
     )
 
 
-def _graph(step: Step, backend: str, donate: bool, device: torch.device, dynamic: bool | None) -> Callable[..., Any]:
+def _graph(step: Step, backend: Compiler, donate: bool, device: torch.device, dynamic: bool | None) -> Callable[..., Any]:
     """Compile the update."""
     options: dict[str, Any] = {"guard_filter_fn": _guarded}
     if backend == "inductor" and device.type == "cpu":
-        # Channels-last convolutions: a third slower here, and a quarter more memory (benchmarks/results.txt).
+        # Channels-last convolutions: slower here (benchmarks/results.txt, "inductor's defaults").
         options["layout_optimization"] = False
     return torch.compile(_entry(step, donate), backend=backend, fullgraph=True, dynamic=dynamic, options=options)
 
 
 def _guarded(entries: Sequence[Any]) -> list[bool]:
-    """Say which of the compiler's guards to keep: it would check thousands in every call, 2 % of a small step.
+    """Say which of the compiler's guards to keep: it would check all of them in every call.
 
     What cannot change goes: skeletons, which nobody else holds, and the modules of torch and of ours.
     What a user's loss closes over stays, and so does every input.
@@ -189,7 +181,7 @@ def _normal(setting: _Setting) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def _outer(step: Step, backend: str, donate: bool, rows: str) -> Callable[[State, Batch], tuple[State, Logs]]:
+def _outer(step: Step, backend: Compiler, donate: bool, rows: str) -> Callable[[State, Batch], tuple[State, Logs]]:
     """Return the function that users call: it checks and normalises, then runs the graph.
 
     The first batch's shapes have a graph of their own, and all others share a second one: left to itself

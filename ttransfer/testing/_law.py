@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ttransfer._errors import TransferError, nearest
 
-__all__ = ["Broken", "Law", "LawBroken", "Outcome", "Report", "Trial", "judge", "law"]
+__all__ = ["Broken", "Law", "LawBroken", "Outcome", "Report", "Trial", "demand", "judge", "law"]
 
 
 class Broken(AssertionError):
@@ -227,6 +227,14 @@ def judge(trial: Trial, only: Iterable[str] | None = None) -> Report:
             raise TransferError(f"{trial.name}: there is no law {name!r}{nearest(name, known)}")
     wanted = set(known if only is None else only)
     return Report(trial.name, trial.taken, tuple(_outcome(trial, one) for one in trial.asked if one.name in wanted))
+
+
+def demand(trial: Trial, only: Iterable[str] | None = None) -> Report:
+    """Judge, and raise `LawBroken` if the part fails."""
+    report = judge(trial, only)
+    if report.failed:
+        raise LawBroken(report)
+    return report
 
 
 def _outcome(trial: Trial, one: Law) -> Outcome:

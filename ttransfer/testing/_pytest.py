@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ttransfer._errors import TransferError
-from ttransfer.testing._law import LawBroken, Trial, judge
+from ttransfer.testing._law import Trial, demand
 from ttransfer.testing._losses import loss_trial
 
 __all__ = ["parametrize_with_checks"]
@@ -40,16 +40,9 @@ def parametrize_with_checks(parts: Iterable[Trial | Callable[..., Any]]) -> Call
         if names.count(name) > 1:
             raise TransferError(f"parametrize_with_checks: two parts are called {name!r}; give one a name=")
     cases = [
-        pytest.param(functools.partial(_one, trial, law.name), id=f"{trial.name}-{law.name}")
+        pytest.param(functools.partial(demand, trial, [law.name]), id=f"{trial.name}-{law.name}")
         for trial in trials
         for law in trial.asked
         if law.claim(trial.subject) or law.name in trial.expected
     ]
     return pytest.mark.parametrize("check", cases)
-
-
-def _one(trial: Trial, law: str) -> None:
-    """Judge a part by one law."""
-    report = judge(trial, only=[law])
-    if report.failed:
-        raise LawBroken(report)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import Reparam
-from ttransfer.testing._law import Broken, LawBroken, Report, Trial, judge
+from ttransfer.testing._law import Broken, Report, Trial, demand
 from ttransfer.testing.laws import _reparam
 from ttransfer.testing.laws._map_subject import MapSubject, Trees, first_line, flat, title_of, tried
 from ttransfer.testing.laws._map_trees import Tensors, at_random, clones, moved, seeded, shapes
@@ -153,7 +153,4 @@ def check_reparam(
         name=name,
         examples=examples,
     )
-    report = judge(trial)
-    if report.failed:
-        raise LawBroken(report)
-    return report
+    return demand(trial)

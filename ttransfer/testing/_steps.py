@@ -8,7 +8,7 @@ from typing import Any, cast
 from ttransfer._errors import TransferError, shown
 from ttransfer.core._step import Step
 from ttransfer.core._types import Batch
-from ttransfer.testing._law import LawBroken, Report, Trial, judge
+from ttransfer.testing._law import Report, Trial, demand
 from ttransfer.testing.laws import _step, _step_modes, _step_sums
 from ttransfer.testing.laws._step_tools import copied, subject_of
 
@@ -111,7 +111,4 @@ def check_step(
         deterministic: A step is a function of state and batch...
     """
     trial = step_trial(step, batch, seed=seed, steps=steps, expected_failed_checks=expected_failed_checks, name=name)
-    report = judge(trial)
-    if report.failed:
-        raise LawBroken(report)
-    return report
+    return demand(trial)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from ttransfer.testing._arguments import LABELS, Argument, words
 from ttransfer.testing._law import Broken
 from ttransfer.testing._tags import Tags
-from ttransfer.testing.strategies import features, generic, grid, labels, logits
+from ttransfer.testing._text import text
+from ttransfer.testing.strategies import features, generic, grid, labels, logits, masks, probabilities
 
 __all__ = ["Inputs", "Subject", "drawn", "for_all", "show"]
 
@@ -152,24 +153,8 @@ def _first(error: BaseException) -> str:
 def show(subject: Subject, inputs: Inputs, **more: Any) -> str:
     """Write inputs, and what was made of them, so that a person can type them in."""
     names = [a.name for a in subject.arguments]
-    lines = [f"{name} = {_text(x)}" for name, x in zip(names, inputs, strict=True)]
-    return "\n".join(lines + [f"{key.replace('_', ' ')} = {_text(x)}" for key, x in more.items()])
-
-
-def _text(x: Any) -> str:
-    if isinstance(x, float):
-        return f"{x:.9g}"
-    if not isinstance(x, Tensor):
-        return repr(x) if len(repr(x)) < 200 else type(x).__name__
-    if x.numel() > 64:
-        return f"tensor of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}"
-    if not x.is_floating_point():
-        return repr(x.tolist())
-    return _short(x.detach().double().tolist())
-
-
-def _short(x: Any) -> str:
-    return f"[{', '.join(map(_short, x))}]" if isinstance(x, list) else repr(float(f"{x:.6g}"))
+    lines = [f"{name} = {text(x)}" for name, x in zip(names, inputs, strict=True)]
+    return "\n".join(lines + [f"{key.replace('_', ' ')} = {text(x)}" for key, x in more.items()])
 
 
 @st.composite
@@ -220,26 +205,18 @@ def _argument(a: Argument, sizes: Mapping[str, int], classes: int, family: str, 
         own = classes if words(a.name) & LABELS or a.value is None else max(2, int(a.value.max()) + 1)
         return labels(shape, classes=own, family=kind, ignore_index=tags.ignore_index)
     if a.kind == "mask":
-        return _mask(shape, a.value)
+        bits = masks(shape)  # something is left of every row
+        return bits.map(torch.Tensor.double) if isinstance(a.value, Tensor) and a.value.is_floating_point() else bits
     if a.kind == "logits":
         return logits(shape, family=family if family in ("generic", "confident", "tied", "degenerate") else "moderate")
     if a.kind == "probabilities":
-        return generic(shape).map(lambda x: x.softmax(1))
+        return probabilities(shape, family="generic")
     if a.kind == "weights":
         return grid(shape, low=0.25, high=2.0)
     known = {"degenerate": "zero", "confident": "large", "tied": "collapsed", "duplicated": "duplicated"}
     if not a.has_rows:
         return generic(shape)
     return features(shape, family=known.get(family, family))
-
-
-@st.composite
-def _mask(draw: DrawFn, shape: Sequence[int], example: Tensor | None) -> Tensor:
-    size = torch.Size(shape)
-    bits = draw(st.lists(st.booleans(), min_size=size.numel(), max_size=size.numel()))
-    mask = torch.tensor(bits).reshape(size)
-    mask[..., 0] = True  # something is left of every row
-    return mask if example is None or example.dtype == torch.bool else mask.double()
 
 
 def for_all(strategy: SearchStrategy[Any], test: Callable[[Any], None], *, examples: int = 20) -> None:

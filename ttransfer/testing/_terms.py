@@ -10,7 +10,7 @@ from ttransfer._errors import TransferError, shown
 from ttransfer.core._reads import flat
 from ttransfer.core._term import name_of
 from ttransfer.core._types import Term
-from ttransfer.testing._law import Law, LawBroken, Report, Trial, judge
+from ttransfer.testing._law import Law, Report, Trial, demand
 from ttransfer.testing._losses import loss_trial
 from ttransfer.testing._tags import Tags
 from ttransfer.testing.laws import _term
@@ -157,7 +157,4 @@ def check_term(
         name=name,
         examples=examples,
     )
-    report = judge(trial)
-    if report.failed:
-        raise LawBroken(report)
-    return report
+    return demand(trial)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import WeightMap
-from ttransfer.testing._law import Broken, LawBroken, Report, Trial, judge
+from ttransfer.testing._law import Broken, Report, Trial, demand
 from ttransfer.testing.laws import _weight_map
 from ttransfer.testing.laws._map_subject import MapSubject, Trees, title_of, tried
 from ttransfer.testing.laws._map_trees import Tensors, at_random, shapes
@@ -163,7 +163,4 @@ def check_weight_map(
         name=name,
         examples=examples,
     )
-    report = judge(trial)
-    if report.failed:
-        raise LawBroken(report)
-    return report
+    return demand(trial)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ttransfer.testing._law import Broken
+from ttransfer.testing._text import text
 from ttransfer.testing.laws._map_pure import for_inputs, two
 from ttransfer.testing.laws._map_subject import MapSubject, Trees, asked, place, pull, run, told, weighed
-from ttransfer.testing.laws._map_trees import Tensors, change, reals, seeded, spread, text, unlike
+from ttransfer.testing.laws._map_trees import Tensors, change, reals, seeded, spread, unlike
 
 __all__ = ["LAWS", "OWN", "check_finite"]
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ttransfer.testing._law import Broken
+from ttransfer.testing._text import text
 from ttransfer.testing.laws._map_subject import MapSubject, asked, first_line
-from ttransfer.testing.laws._map_trees import Tensors, equal, gap, seeded, text, unlike
+from ttransfer.testing.laws._map_trees import Tensors, equal, gap, seeded, unlike
 
 __all__ = ["LAWS", "made"]
 

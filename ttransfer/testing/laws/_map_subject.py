@@ -12,7 +12,8 @@ from torch import Tensor
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import WeightMap
 from ttransfer.testing._law import Broken, Law, law
-from ttransfer.testing.laws._map_trees import Tensors, change, clones, reals, seeded, shapes, text
+from ttransfer.testing._text import text
+from ttransfer.testing.laws._map_trees import Tensors, change, clones, reals, seeded, shapes
 
 __all__ = [
     "LARGE",

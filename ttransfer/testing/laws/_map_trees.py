@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ __all__ = [
     "seeded",
     "shapes",
     "spread",
-    "text",
     "unlike",
 ]
 
@@ -119,16 +117,3 @@ def shapes(tensors: Mapping[str, Tensor]) -> str:
     """Names and shapes, in words."""
     items = [f"{name} {tuple(x.shape)}" for name, x in tensors.items()]
     return ", ".join(items[:8]) + (f", ... ({len(items)} in all)" if len(items) > 8 else "") if items else "none"
-
-
-def text(x: Any) -> str:
-    """Write a value so that a person can type it in, if it is small."""
-    if isinstance(x, float):
-        return f"{x:.9g}"
-    if not isinstance(x, Tensor):
-        return repr(x) if len(repr(x)) < 200 else type(x).__name__
-    if x.numel() > 32 or x.is_meta:
-        return f"a tensor {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}"
-    if not x.is_floating_point():
-        return repr(x.tolist())
-    return repr(torch.round(x.detach().double(), decimals=6).tolist())

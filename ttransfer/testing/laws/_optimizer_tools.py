@@ -15,6 +15,7 @@ from ttransfer.core._types import Optimizer, Tree
 from ttransfer.optim._apply import apply_updates, hyper_at
 from ttransfer.testing._law import Broken
 from ttransfer.testing._subject import for_all
+from ttransfer.testing._text import text
 from ttransfer.testing.strategies import generic, grid
 
 __all__ = [
@@ -193,32 +194,17 @@ def whenever(
 
 def told(problem: Problem, **more: Tree) -> str:
     """Write a problem, and what was made of it, so that a person can type it in."""
-    lines = [f"{name} = {_text(x)}" for name, x in tree.paths(problem.params).items()]
+    lines = [f"{name} = {text(x)}" for name, x in tree.paths(problem.params).items()]
     for t, grads in enumerate(problem.grads):
         which = f"gradient {t + 1}" if len(problem.grads) > 1 else "the gradient"
         if not size(grads):
             lines.append(f"{which} is 0 everywhere")
             continue
-        lines += [f"{which} of {name} = {_text(x)}" for name, x in tree.paths(grads).items()]
+        lines += [f"{which} of {name} = {text(x)}" for name, x in tree.paths(grads).items()]
     for what, values in more.items():
         named = tree.paths(values)
-        lines += [f"{what.replace('_', ' ')}{f' of {n}' * bool(n)} = {_text(x)}" for n, x in named.items()]
+        lines += [f"{what.replace('_', ' ')}{f' of {n}' * bool(n)} = {text(x)}" for n, x in named.items()]
     return "\n".join(lines)
-
-
-def _text(x: Any) -> str:
-    if not isinstance(x, Tensor):
-        return f"{x:.9g}" if isinstance(x, float) else repr(x)
-    if x.is_meta or x.numel() > 32:
-        return f"tensor of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}"
-    return repr(_rounded(x.detach().tolist()))
-
-
-def _rounded(x: Any) -> Any:
-    """Nine digits of every number in nested lists."""
-    if isinstance(x, list):
-        return [_rounded(part) for part in x]
-    return float(f"{x:.9g}") if isinstance(x, float) else x
 
 
 def kinds(values: Tree) -> dict[str, str]:
@@ -257,7 +243,7 @@ def apart(got: Tree, wanted: Tree, *, relative: float = 1e-9, least: float = 1e-
         room = relative * max(size({"": x}), size({"": y})) + least
         # Written so that what is not a number is apart.
         if not bool((gap <= room).all()):
-            return f"{path}: {_text(x)} and {_text(y)}"
+            return f"{path}: {text(x)} and {text(y)}"
     return ""
 
 
