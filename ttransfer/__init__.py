@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ttransfer import adapters, align, losses, optim, schedules, terms, testing, weights
+    from ttransfer import adapters, align, dist, losses, optim, schedules, terms, testing, weights
     from ttransfer._errors import TransferError
     from ttransfer.core import (
         Adapter,
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         write_back,
     )
     from ttransfer.core import _tree as tree
+    from ttransfer.dist import shard
     from ttransfer.run import Fitted, checkpoints, compile, domains, fit, latest, load, loader, save
 
 _PACKAGES = {
@@ -61,10 +62,11 @@ _PACKAGES = {
         "predict read reparam replace reverse set_hyper shared state_dict step sweep term write_back"
     ),
     "ttransfer.run": "Fitted checkpoints compile domains fit latest load loader save",
+    "ttransfer.dist": "shard",
     "ttransfer._errors": "TransferError",
 }
 _HOME = {name: package for package, names in _PACKAGES.items() for name in names.split()}
-_TOPICS = "adapters align losses optim schedules terms testing weights"
+_TOPICS = "adapters align dist losses optim schedules terms testing weights"
 _HOME.update({name: f"ttransfer.{name}" for name in _TOPICS.split()})
 _HOME["tree"] = "ttransfer.core._tree"
 

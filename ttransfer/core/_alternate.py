@@ -16,7 +16,7 @@ from ttransfer.core._states import state_check
 from ttransfer.core._step import Spec, Step
 from ttransfer.core._types import Batch, Functional, Logs, Params, State
 
-__all__ = ["Alternation", "alternate", "build_alternation"]
+__all__ = ["Alternation", "alternate", "build_alternation", "trained_by"]
 
 Learned = Mapping[str, frozenset[str]]
 
@@ -183,10 +183,8 @@ def _own(part: Mapping[str, Any], phase: str) -> dict[str, Any]:
 def _view(expression: Expression, learned: Learned, slots: Sequence[str], state: State, phase: str, turn: int) -> State:
     """The state as one phase sees it. Its seed differs by turn, or dropout would repeat its masks."""
     every = {net: _every(functional, state, net) for net, functional in expression.nets.items()}
-    trainable: dict[str, Any] = {net: {k: v for k, v in every[net].items() if k in learned[net]} for net in learned}
-    trainable["terms"] = _own(state.trainable["terms"], phase)
     return State(
-        trainable,
+        trained_by(expression, learned, state, phase),
         {net: {k: v for k, v in flat.items() if k not in learned.get(net, ())} for net, flat in every.items()},
         {slot: state.buffers[slot] for slot in slots},
         _own(state.terms, phase),
@@ -196,6 +194,13 @@ def _view(expression: Expression, learned: Learned, slots: Sequence[str], state:
         state.step,
         state.seed + turn * 0x9E3779B97F4A,
     )
+
+
+def trained_by(expression: Expression, learned: Learned, state: State, phase: str) -> dict[str, Any]:
+    """What one phase trains, of the common state."""
+    every = {net: _every(expression.nets[net], state, net) for net in learned}
+    trainable: dict[str, Any] = {net: {k: v for k, v in every[net].items() if k in learned[net]} for net in learned}
+    return {**trainable, "terms": _own(state.trainable["terms"], phase)}
 
 
 def _averages(expression: Expression, learned: Learned, state: State, after: State, said: Logs) -> dict[str, Params]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ttransfer._errors import TransferError, nearest, shown
@@ -17,7 +17,19 @@ from ttransfer.core._reads import flat
 from ttransfer.core._spec import Expression, Pass, Plan, slot, source_of
 from ttransfer.core._types import Batch, Out, Params, Term
 
-__all__ = ["Bound", "Clock", "Outs", "bind", "check_batch", "picked", "raw_readings", "run_passes"]
+__all__ = [
+    "Bound",
+    "Clock",
+    "Outs",
+    "bind",
+    "check_batch",
+    "domain_of",
+    "picked",
+    "raw_readings",
+    "reading",
+    "rows_of",
+    "run_passes",
+]
 
 Outs = dict[tuple[str, str, int], Out]
 """(net, domain, number) -> what the forward gave."""
@@ -28,7 +40,7 @@ class Clock(NamedTuple):
 
     seed: Tensor
     step: Tensor
-    start: Mapping[str, int]
+    start: Mapping[str, int | Tensor]
 
 
 class Bound(NamedTuple):
@@ -40,13 +52,20 @@ class Bound(NamedTuple):
     salts: Mapping[tuple[str, str, int], int]
 
 
-def bind(expression: Expression, plan: Plan) -> Bound:
-    """Give every net of an expression a skeleton with the taps and the mode that the plan asks for."""
+def bind(expression: Expression, plan: Plan, adjust: Callable[[nn.Module], None] | None = None) -> Bound:
+    """Give every net of an expression a skeleton with the taps and the mode that the plan asks for.
+
+    Args:
+        expression: what it was told.
+        plan: what follows from it.
+        adjust: what else is to be done to each skeleton.
+    """
+    more = {} if adjust is None else {"adjust": adjust}
     applies: dict[str, Callable[..., Out]] = {}
     for net in (*expression.nets, *expression.ema):
         policy = expression.buffers.get(net, "shared")
         applies[net] = source_of(expression, net).bind(
-            plan.taps[net], training=net in plan.training, batch_statistics=policy != "eval"
+            plan.taps[net], training=net in plan.training, batch_statistics=policy != "eval", **more
         )
     forwards = [(one.net, domain, one.number) for one in plan.passes for domain in one.domains]
     random = [net for net in plan.training if source_of(expression, net).layout.drops]
@@ -112,7 +131,12 @@ def run_passes(
         inputs = [_rows_joined([batch[d][field] for d in one.domains]) for field in fields]
         keys = None
         if (one.net, one.domains[0], one.number) in bound.salts:
-            keys = _rows_joined([_keys(bound, clock, one.net, d, one.number, rows_of(batch, d)) for d in one.domains])
+            keys = _rows_joined(
+                [
+                    _keys(bound, clock, (one.net, d, one.number), clock.start.get(d, 0), rows_of(batch, d))
+                    for d in one.domains
+                ]
+            )
         where = slot(bound.expression, one.net, one.domains[0])
         out = _run(bound, one, params[one.net], threaded[where], inputs, keys)
         threaded[where] = out.buffers
@@ -136,9 +160,9 @@ def _rows_joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _keys(bound: Bound, clock: Clock, net: str, domain: str, number: int, n: int) -> Tensor:
-    rows = torch.arange(n, device=clock.seed.device) + clock.start.get(domain, 0)
-    return row_keys(clock.seed, clock.step, bound.salts[net, domain, number], rows)
+def _keys(bound: Bound, clock: Clock, forward: tuple[str, str, int], start: int | Tensor, n: int) -> Tensor:
+    rows = torch.arange(n, device=clock.seed.device) + start
+    return row_keys(clock.seed, clock.step, bound.salts[forward], rows)
 
 
 def _part(one: Pass, out: Out, sizes: list[int], i: int) -> Out:
@@ -171,10 +195,19 @@ def raw_readings(
     clock: Clock,
 ) -> list[Any]:
     """Return what a term reads, in the order of its reads, before any pipe; floats are float32 at least."""
-    return [_reading(bound, read.path, outs, params, buffers, batch, clock) for read in flat(term.reads)]
+    begin = clock.start.get(domain_of(term), 0)
+    return [reading(bound, read.path, outs, params, buffers, batch, clock, begin) for read in flat(term.reads)]
 
 
-def _reading(
+def domain_of(term: Term) -> str:
+    """The domain of the rows that a term reads first, "" if it reads none."""
+    for r in flat(term.reads):  # no `next` with a default: torch 2.8 does not trace it
+        if isinstance(r.path, (Forward, Field)):
+            return r.path.domain
+    return ""
+
+
+def reading(
     bound: Bound,
     path: Path,
     outs: Outs,
@@ -182,14 +215,16 @@ def _reading(
     buffers: Mapping[str, Params],
     batch: Batch,
     clock: Clock,
+    begin: int | Tensor,
 ) -> Any:
+    """Return what is at a path; `begin` numbers the rows that a net read as a function will be given."""
     if isinstance(path, NetParams):
         # In the net's own order, whichever of them are trained: two nets of one kind then go side by side.
         return upcast(
             {name: params[path.net][name] for name in source_of(bound.expression, path.net).layout.parameters}
         )
     if isinstance(path, NetFn):
-        return _as_function(bound, path.net, params, buffers, clock)
+        return _as_function(bound, path.net, params, buffers, clock, begin)
     if isinstance(path, Field):
         return upcast(picked(batch[path.domain][path.field], path))
     out = outs[path.net, path.domain, path.number]
@@ -221,13 +256,18 @@ def _names_in(value: Any) -> Any:
 
 
 def _as_function(
-    bound: Bound, net: str, params: Mapping[str, Params], buffers: Mapping[str, Params], clock: Clock
+    bound: Bound,
+    net: str,
+    params: Mapping[str, Params],
+    buffers: Mapping[str, Params],
+    clock: Clock,
+    begin: int | Tensor,
 ) -> Callable[..., Any]:
     """The net as a function of its inputs: this step's parameters, this step's masks, buffers not written."""
 
     def call(*inputs: Tensor) -> Any:
         drops = (net, "fn", 0) in bound.salts
-        keys = _keys(bound, clock, net, "fn", 0, inputs[0].shape[0]) if drops else None
+        keys = _keys(bound, clock, (net, "fn", 0), begin, inputs[0].shape[0]) if drops else None
         return upcast(bound.applies[net](params[net], buffers[net], *inputs, keys=keys).value)
 
     return call

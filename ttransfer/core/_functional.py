@@ -81,8 +81,9 @@ def functional(
         training: bool = mode == "train",
         batch_statistics: bool = True,
         precision: torch.dtype | None = None,
+        adjust: Callable[[nn.Module], None] | None = None,
     ) -> Callable[..., Out]:
-        return bind_skeleton(skeleton, taps, training, batch_statistics, precision or autocast)
+        return bind_skeleton(skeleton, taps, training, batch_statistics, precision or autocast, adjust)
 
     layout = Layout(
         {name: p.detach() for name, p in skeleton.named_parameters()},

@@ -23,12 +23,12 @@ from ttransfer.core import _tree as tree
 from ttransfer.core._forward import Bound, Clock, bind, raw_readings, run_passes
 from ttransfer.core._hyper import numbers, resolve
 from ttransfer.core._pipes import init_pipes, loss_params, regroup, run_pipes
+from ttransfer.core._score import apply_term, numbers_of
 from ttransfer.core._spec import Expression, Plan
 from ttransfer.core._term import name_of
 from ttransfer.core._types import Batch, Fixed, Params, Schedule, Term, Tree
-from ttransfer.core._update import apply_term, numbers_of
 
-__all__ = ["Fakes", "data_dependent", "infer", "init_term", "lifts", "piped_readings"]
+__all__ = ["Fakes", "as_fake", "data_dependent", "infer", "init_term", "lifts", "piped_readings"]
 
 data_dependent = (DataDependentOutputException, DynamicOutputShapeException)
 """What fake tensors raise when a shape or a branch depends on values."""
@@ -120,7 +120,9 @@ def device_of(params: Mapping[str, Params]) -> torch.device:
     return torch.device("cpu")
 
 
-def _as_fake(fakes: Fakes, tree: Tree, device: torch.device) -> Tree:
+def as_fake(fakes: Fakes, tree: Tree, device: torch.device) -> Tree:
+    """A tree of tensors as fake ones on a device."""
+
     def fake(x: Any) -> Any:
         return fakes.mode.from_tensor(x.to(device)) if isinstance(x, Tensor) else x
 
@@ -147,14 +149,14 @@ def init_term(name: str, term: Term, generator: torch.Generator, fakes: Fakes, d
     """Initialise a term on the shapes of its readings."""
     raw = pytree.tree_map(_detached, fakes.readings[name])
     own = _fake_numbers(name, term, fakes, raw, device)
-    pipe_params, piped = init_pipes(term, generator, own, raw, lambda p: _as_fake(fakes, p, device))
+    pipe_params, piped = init_pipes(term, generator, own, raw, lambda p: as_fake(fakes, p, device))
     metas = pytree.tree_map(_meta, regroup(term.reads, piped))
     loss_own, memory = term.init(generator, metas)
     params = {**pipe_params, **loss_own}
     if any(key.startswith("reads.") for key in loss_own):
         raise TransferError(f"term {name!r}: parameter names that begin with 'reads.' belong to its pipes")
     arguments = regroup(term.reads, piped)
-    faked = _as_fake(fakes, (loss_params(params), memory), device)
+    faked = as_fake(fakes, (loss_params(params), memory), device)
     static = frozenset(key for key in sorted(term.tried) if not lifts(term, key, fakes, faked, own, arguments))
     for key in static:
         if isinstance(term.hyper[key], Schedule):
@@ -166,7 +168,7 @@ def init_term(name: str, term: Term, generator: torch.Generator, fakes: Fakes, d
     with _RandomOps() as noted, torch.enable_grad():
         trained = pytree.tree_map(_trained, params)
         again = regroup(term.reads, piped_readings(name, term, fakes, trained))
-        reached = _try(name, term, fakes, (loss_params(_as_fake(fakes, trained, device)), faked[1]), lifted, again)
+        reached = _try(name, term, fakes, (loss_params(as_fake(fakes, trained, device)), faked[1]), lifted, again)
     weight = term.hyper["weight"]
     if not reached and (weight.value if isinstance(weight, Fixed) else weight) != 0:
         warnings.warn(
@@ -207,7 +209,7 @@ def piped_readings(name: str, term: Term, fakes: Fakes, own: Params) -> list[Any
     device = device_of({name: own})
     numbers_ = _fake_numbers(name, term, fakes, fakes.readings[name], device)
     with fakes.mode:
-        return run_pipes(term, _as_fake(fakes, own, device), numbers_, fakes.readings[name])
+        return run_pipes(term, as_fake(fakes, own, device), numbers_, fakes.readings[name])
 
 
 def lifts(

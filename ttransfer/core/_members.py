@@ -17,11 +17,11 @@ from ttransfer._errors import TransferError
 from ttransfer.core import _tree as tree
 from ttransfer.core._hyper import unknown
 from ttransfer.core._rebuild import rebuild
-from ttransfer.core._spec import Transform
 from ttransfer.core._step import Spec, Step
+from ttransfer.core._transforms import SHARDS, TOTALS, Transform
 from ttransfer.core._types import Batch, Logs, State
 
-__all__ = ["ensemble", "grid", "member", "members_of", "sweep"]
+__all__ = ["beneath", "ensemble", "grid", "member", "members_of", "outermost", "sweep"]
 
 
 def ensemble(step: Step, n: int, *, batches: str = "shared") -> Step:
@@ -56,14 +56,19 @@ def ensemble(step: Step, n: int, *, batches: str = "shared") -> Step:
         raise TransferError(f"ensemble: batches must be 'shared' or 'stacked', got {batches!r}")
     stacked = batches == "stacked"
     again = Transform("ensemble", {"n": n, "batches": batches}, lambda base: ensemble(base, n, batches=batches))
-    if compiled(step):
+    if outermost(step):
         return beneath(step, again)
 
     def init(example_batch: Batch, seed: int = 0) -> State:
         runs = [step.init(_batch_of(example_batch, i, n) if stacked else example_batch, seed + i) for i in range(n)]
         return tree.map(lambda *leaves: torch.stack(leaves), *runs)
 
-    update = torch.func.vmap(step.update, in_dims=(0, 0 if stacked else None), randomness="different")
+    def update(state: State, batch: Batch) -> tuple[State, Logs]:
+        axes: Any = 0 if stacked else None
+        if stacked and SHARDS in batch:  # what is known of other ranks' rows is the same for all members
+            axes = {domain: None if domain in (SHARDS, TOTALS) else 0 for domain in batch}
+        return torch.func.vmap(step.update, in_dims=(0, axes), randomness="different")(state, batch)
+
     return Step(init, _of_members(update, n), Spec(step.spec.expression, (*step.spec.transforms, again)))
 
 
@@ -118,7 +123,7 @@ def sweep(step: Step, values: Mapping[str, Sequence[float]]) -> Step:
         raise TransferError(f"sweep: lists are zipped, so they need one length, and some: {lengths}; tt.grid crosses")
     n = next(iter(lengths.values()))
     again = Transform("sweep", {name: tuple(given) for name, given in settings.items()}, lambda b: sweep(b, settings))
-    if compiled(step):
+    if outermost(step):
         return beneath(step, again)
 
     def init(example_batch: Batch, seed: int = 0) -> State:
@@ -136,13 +141,13 @@ def sweep(step: Step, values: Mapping[str, Sequence[float]]) -> Step:
     return Step(init, _of_members(update, n), Spec(step.spec.expression, (*step.spec.transforms, again)))
 
 
-def compiled(step: Step) -> bool:
-    """Say whether a step's last transform is compilation."""
-    return bool(step.spec.transforms) and step.spec.transforms[-1].name == "compile"
+def outermost(step: Step) -> bool:
+    """Say whether a step's last transform must stay outside of a vmap."""
+    return bool(step.spec.transforms) and step.spec.transforms[-1].outer
 
 
 def beneath(step: Step, transform: Transform) -> Step:
-    """Apply a transform beneath compilation, which must stay outermost: a graph cannot be vmapped."""
+    """Apply a transform beneath the last one: a graph cannot be vmapped, nor can talk between processes."""
     inner = rebuild(step.spec.expression, step.spec.transforms[:-1])
     return step.spec.transforms[-1].apply(transform.apply(inner))
 

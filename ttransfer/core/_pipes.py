@@ -48,9 +48,17 @@ def run_pipes(term: Term, params: Mapping[str, Tensor], hyper: Mapping[str, Tens
     ]
 
 
-def run_stages(read: Read, position: int, params: Mapping[str, Tensor], hyper: Mapping[str, Tensor], value: Any) -> Any:
-    """Send the value of the term's read at this position through its pipes."""
-    for stage, pipe in enumerate(read.pipes):
+def run_stages(
+    read: Read,
+    position: int,
+    params: Mapping[str, Tensor],
+    hyper: Mapping[str, Tensor],
+    value: Any,
+    stages: range | None = None,
+) -> Any:
+    """Send the value of the term's read at this position through its pipes, or through some of their stages."""
+    for stage in range(len(read.pipes)) if stages is None else stages:
+        pipe = read.pipes[stage]
         value = pipe.apply(_own(params, _prefix(position, stage, pipe)), hyper, value)
     return value
 

@@ -9,8 +9,9 @@ from typing import Any
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core._alternate import Alternation, build_alternation
 from ttransfer.core._options import as_groups, as_mapping, as_patterns
-from ttransfer.core._spec import Expression, Transform
+from ttransfer.core._spec import Expression
 from ttransfer.core._step import Step, build_step
+from ttransfer.core._transforms import Transform
 
 __all__ = ["rebuild", "replace"]
 

@@ -43,6 +43,7 @@ def bind_skeleton(
     training: bool = False,
     batch_statistics: bool = True,
     precision: torch.dtype | None = None,
+    adjust: Callable[[nn.Module], None] | None = None,
 ) -> Callable[..., Out]:
     """Return an apply on a copy of the skeleton made for these taps and this mode.
 
@@ -52,6 +53,7 @@ def bind_skeleton(
         training: train or eval mode.
         batch_statistics: False leaves normalisation layers in eval mode.
         precision: the dtype of autocast; normalisation layers stay in float32.
+        adjust: what else is to be done to the copy, such as letting its normalisation ask other processes.
     """
     box: Box = {}
     net = copy_of(skeleton).train(training)
@@ -60,6 +62,8 @@ def bind_skeleton(
         for module in net.modules():
             if hasattr(module, "running_mean"):
                 module.eval()
+    if adjust is not None:
+        adjust(net)
     if precision is not None:
         _norms_in_float32(net)
     for tap in dict.fromkeys(Tap(tap.module, tap.input) for tap in taps):

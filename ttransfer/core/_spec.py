@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from ttransfer._errors import TransferError, nearest
@@ -16,7 +16,6 @@ __all__ = [
     "Expression",
     "Pass",
     "Plan",
-    "Transform",
     "declared",
     "plan_of",
     "slot",
@@ -39,14 +38,6 @@ class Expression(NamedTuple):
     ema: Mapping[str, Ema]
     accumulate: int
     guard: bool
-
-
-class Transform(NamedTuple):
-    """What was done to a step after it was built, so that it can be done again to a changed one."""
-
-    name: str
-    options: Mapping[str, Any]
-    apply: Callable[[Any], Any]
 
 
 class Pass(NamedTuple):

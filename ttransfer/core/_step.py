@@ -16,7 +16,8 @@ from ttransfer.core._forward import bind, check_batch
 from ttransfer.core._hyper import is_number, numbers
 from ttransfer.core._infer import Fakes, device_of, infer, init_term
 from ttransfer.core._options import as_groups, as_mapping, as_patterns, as_seed
-from ttransfer.core._spec import Expression, Plan, Transform, declared, plan_of, slot_names
+from ttransfer.core._spec import Expression, Plan, declared, plan_of, slot_names
+from ttransfer.core._transforms import Transform
 from ttransfer.core._types import Batch, Ema, Fixed, Functional, Logs, Optimizer, Params, State, Term, Tree
 from ttransfer.core._update import build_update
 

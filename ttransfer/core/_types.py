@@ -120,7 +120,7 @@ class Functional(NamedTuple):
         init: generator -> (params, buffers), fresh tensors.
         apply: (params, buffers, *inputs, keys=None) -> Out, in the mode the functional was made with
             (eval where it has none). Mutates nothing. `keys` (n,) seeds dropout row by row.
-        bind: (taps, training, batch_statistics, precision) -> an `apply` on a private skeleton of its own.
+        bind: (taps, training, batch_statistics, precision, adjust) -> an `apply` on a private skeleton of its own.
         merged: params -> the module's own parameters (what `reparam` computes from base and delta).
         layout: names and shapes.
         mode: "train", "eval" or None (the step decides: train for a net that is trained).

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError, shown
+from ttransfer._errors import TransferError
 from ttransfer.core import _tree as tree
 from ttransfer.core._forward import Bound, Clock, Outs, check_batch, picked, raw_readings, rows_of, run_passes
 from ttransfer.core._guard import finite, guarded
-from ttransfer.core._hyper import at_use, resolve
+from ttransfer.core._hyper import resolve
 from ttransfer.core._paths import Field, Forward
-from ttransfer.core._pipes import loss_params, regroup, run_pipes, run_stages
+from ttransfer.core._pipes import regroup, run_pipes, run_stages
 from ttransfer.core._reads import Read, flat
+from ttransfer.core._score import Scored, numbers_of, score, total_of
 from ttransfer.core._spec import Expression, declared, source_of
 from ttransfer.core._states import state_check
-from ttransfer.core._term import name_of
 from ttransfer.core._types import Batch, Logs, Params, State, Term, Tree
 
-__all__ = ["apply_term", "build_update", "params_of", "score", "weigh"]
-
-
-class Scored(NamedTuple):
-    """What the losses of one (micro-)batch gave."""
-
-    total: Tensor
-    values: dict[str, Tensor]
-    memory: dict[str, Tree]
+__all__ = [
+    "advanced",
+    "build_update",
+    "count_of",
+    "moved",
+    "params_of",
+    "split",
+]
 
 
 def params_of(state: State, trainable: Mapping[str, Any]) -> dict[str, Params]:
@@ -37,93 +36,6 @@ def params_of(state: State, trainable: Mapping[str, Any]) -> dict[str, Params]:
     nets = {net: {**state.frozen.get(net, {}), **trainable.get(net, {})} for net in {**state.frozen, **trainable}}
     nets.pop("terms", None)
     return {**nets, **state.ema}
-
-
-def weigh(term: Term, name: str, numbers: Mapping[str, Tensor], value: Tensor) -> Tensor:
-    """Multiply a term's value by its weight."""
-    weight = numbers.get(f"{name}.weight")
-    if weight is None:
-        return term.hyper["weight"].value * value
-    return weight.to(value.dtype) * value
-
-
-def numbers_of(name: str, numbers: Mapping[str, Tensor], readings: list[Any]) -> dict[str, Tensor]:
-    """A term's own numbers, cast to the dtype of its first floating reading, float32 at least."""
-    own = {key[len(name) + 1 :]: value for key, value in numbers.items() if key.startswith(f"{name}.")}
-    floating = [x for x in tree.leaves(readings) if isinstance(x, Tensor) and x.is_floating_point()]
-    return at_use(own, floating[0].dtype if floating else torch.float32)
-
-
-def score(
-    expression: Expression,
-    owned: Mapping[str, Params],
-    memory: Mapping[str, Tree],
-    numbers: Mapping[str, Tensor],
-    step: Tensor,
-    readings: Mapping[str, list[Any]],
-    shares: Mapping[str, Tensor],
-) -> Scored:
-    """Evaluate the losses on readings that have been through their pipes.
-
-    Terms know nothing of where the readings come from: a slice of a batch, or rows gathered from ranks.
-    """
-    values: dict[str, Tensor] = {}
-    kept: dict[str, Tree] = {}
-    parts: list[Tensor] = []
-    for name, term in expression.terms.items():
-        arguments = regroup(term.reads, readings[name])
-        own = numbers_of(name, numbers, readings[name])
-        before = memory.get(name, {})
-        value, new = apply_term(name, term, loss_params(owned.get(name, {})), before, own, step, arguments)
-        # In the order of what was there: a state keeps its structure, whatever order the loss returns.
-        kept[name] = tree.map(lambda _, x: x.detach(), before, new)
-        values[name] = value if name not in shares else _part_of(value, shares[name])
-        parts.append(weigh(term, name, numbers, values[name]))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return Scored(total, values, kept)
-
-
-def _part_of(value: Tensor, share: Tensor) -> Tensor:
-    """A micro-batch's part of a mean; one that holds none of it counts nothing, though its own mean is 0 / 0."""
-    share = share.to(value)
-    return torch.where(share == 0, 0, value * share)
-
-
-def apply_term(
-    name: str,
-    term: Term,
-    own: Params,
-    memory: Tree,
-    numbers: Mapping[str, Tensor],
-    step: Tensor,
-    arguments: list[Any],
-) -> tuple[Tensor, Tree]:
-    """Evaluate one loss; what it raises is said to be of this term, with what it read."""
-    if torch.compiler.is_compiling():  # an exception handler is no part of a graph
-        return term.apply(own, memory, numbers, step, arguments)
-    try:
-        out = cast(Any, term.apply(own, memory, numbers, step, arguments))
-    except Exception as error:
-        raise TransferError(f"{_called(name, term, arguments)}: {error}") from error
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise TransferError(
-            f"{_called(name, term, arguments)}: a loss with state must return (loss, state), got {shown(out)}"
-        )
-    value, new = out
-    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
-        raise TransferError(f"{_called(name, term, arguments)}: a loss must return a scalar, got {shown(value)}")
-    return value, new
-
-
-def _called(name: str, term: Term, arguments: list[Any]) -> str:
-    got = ", ".join(f"{_path(read)}: {shown(value)}" for read, value in zip(term.reads, arguments, strict=True))
-    return f"term {name!r}, {name_of(term.fn)}({got})"
-
-
-def _path(read: Any) -> str:
-    return str(read) if hasattr(read, "path") else "[" + ", ".join(_path(r) for r in read) + "]"
 
 
 def build_update(bound: Bound) -> Callable[[State, Batch], tuple[State, Logs]]:
@@ -160,7 +72,7 @@ def build_update(bound: Bound) -> Callable[[State, Batch], tuple[State, Logs]]:
             check_state(state, 0)
             batch = check_batch(plan, batch)
         numbers = resolve(numbers_wanted, state.hyper, state.step)
-        parts = _split(batch, expression.accumulate)
+        parts = split(batch, expression.accumulate)
         shares = _shares(expression, [part for part, _ in parts], state.trainable["terms"], numbers)
         grads: Tree = None
         buffers, memory = state.buffers, state.terms
@@ -173,8 +85,9 @@ def build_update(bound: Bound) -> Callable[[State, Batch], tuple[State, Logs]]:
             grads = found if grads is None else tree.map(torch.add, grads, found)
             totals.append(scored.total)
             values.append(scored.values)
-        logs = {"loss": _sum(totals), **{name: _sum([v[name] for v in values]) for name in values[0]}, **numbers}
-        new = _advanced(expression, plan.learned, state, numbers, grads, buffers, memory)
+        logs = {"loss": total_of(totals), **{n: total_of([v[n] for v in values]) for n in values[0]}, **numbers}
+        trainable, opt = moved(expression, state.trainable, state.opt, grads, numbers)
+        new = advanced(expression, plan.learned, state, numbers, trainable, opt, buffers, memory)
         if expression.guard:
             logs["finite"] = finite(logs["loss"], new)
             new = guarded(logs["finite"], new, state)
@@ -201,14 +114,7 @@ def piped(
     return found
 
 
-def _sum(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _split(batch: Batch, pieces: int) -> list[tuple[Batch, dict[str, int]]]:
+def split(batch: Batch, pieces: int) -> list[tuple[Batch, dict[str, int]]]:
     """Cut every domain into micro-batches as equal as can be; with each, where its rows begin."""
     if pieces == 1:
         return [(batch, {})]
@@ -234,13 +140,13 @@ def _shares(
     if len(parts) == 1:
         return [{}]
     counts = [
-        {n: _count(expression, n, term, part, owned.get(n, {}), numbers) for n, term in expression.terms.items()}
+        {n: count_of(expression, n, term, part, owned.get(n, {}), numbers) for n, term in expression.terms.items()}
         for part in parts
     ]
     return [{name: count[name] / sum(c[name] for c in counts) for name in count} for count in counts]
 
 
-def _count(
+def count_of(
     expression: Expression, name: str, term: Term, batch: Batch, own: Params, numbers: Mapping[str, Tensor]
 ) -> Tensor:
     """Count without running a forward: fields are there, and a forward has as many rows as its input."""
@@ -259,19 +165,26 @@ def _count(
     return torch.as_tensor(count(*regroup(term.reads, stand_ins)), dtype=torch.float64)
 
 
-def _advanced(
+def moved(
+    expression: Expression, trainable: Tree, opt: Tree, grads: Tree, numbers: Mapping[str, Tensor]
+) -> tuple[Tree, Tree]:
+    """What trains and the optimizer's state, after one update."""
+    own = {key[len("optim.") :]: value for key, value in numbers.items() if key.startswith("optim.")}
+    updates, opt = expression.optimizer.update(grads, opt, trainable, own)
+    return tree.map(lambda p, u: (p + u).to(p.dtype), trainable, updates), opt
+
+
+def advanced(
     expression: Expression,
     learned: Mapping[str, frozenset[str]],
     state: State,
     numbers: Mapping[str, Tensor],
-    grads: Tree,
+    trainable: Tree,
+    opt: Tree,
     buffers: Mapping[str, Params],
     memory: Mapping[str, Tree],
 ) -> State:
-    """The state after one update."""
-    own = {key[len("optim.") :]: value for key, value in numbers.items() if key.startswith("optim.")}
-    updates, opt = expression.optimizer.update(grads, state.opt, state.trainable, own)
-    trainable = tree.map(lambda p, u: (p + u).to(p.dtype), state.trainable, updates)
+    """The state after one update of what trains: averages follow, the step is counted."""
     after = dict(buffers)
     ema: dict[str, Params] = {}
     for name, follower in expression.ema.items():

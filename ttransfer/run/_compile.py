@@ -16,8 +16,9 @@ from ttransfer.core import _tree as tree
 from ttransfer.core._alternate import Alternation
 from ttransfer.core._inputs import Labels, check, check_labels, inputs_of, label_checks, leaf_ids, unshared
 from ttransfer.core._rebuild import rebuild, replace
-from ttransfer.core._spec import Expression, Transform
+from ttransfer.core._spec import Expression
 from ttransfer.core._step import Spec, Step
+from ttransfer.core._transforms import SHARDS, TOTALS, Transform, outside_of
 from ttransfer.core._types import Batch, Functional, Logs, State
 from ttransfer.run._backends import Compiler, backend_of
 
@@ -55,7 +56,8 @@ def compile(
         A Step. The first call of its update compiles, which takes 10 to 60 s with inductor.
 
     Raises:
-        TransferError: for a backend that is unknown or cannot run here; at the first call, if the step is not one graph.
+        TransferError: for a backend that is unknown or that cannot run here; at the first call, if the step is
+            not one graph.
 
     Example:
         >>> import torch, torch.nn.functional as F, ttransfer as tt
@@ -73,8 +75,11 @@ def compile(
     if any(transform.name == "compile" for transform in step.spec.transforms):
         raise TransferError("compile: this step is compiled already; compile the step it was made from")
     options = {"backend": backend, "donate": donate, "precision": precision, "rows": rows}
-    again = Transform("compile", options, lambda base: compile(base, **options))
+    again = Transform("compile", options, lambda base: compile(base, **options), outer=True)
     plain = step if precision is None else _in_precision(step, precision)
+    outside = outside_of(plain.spec.transforms)
+    if outside is not None and (why := outside.uncompiled()):
+        raise TransferError(f"compile: {why}")
     update = _outer(plain, compiler, donate, rows)
     return Step(plain.init, update, Spec(step.spec.expression, (*step.spec.transforms, again)))
 
@@ -108,7 +113,9 @@ def _with_hyper(state: State, hyper: dict[str, Tensor]) -> State:
     )
 
 
-def _graph(step: Step, backend: Compiler, donate: bool, device: torch.device, dynamic: bool | None) -> Callable[..., Any]:
+def _graph(
+    step: Step, backend: Compiler, donate: bool, device: torch.device, dynamic: bool | None
+) -> Callable[..., Any]:
     """Compile the update."""
     options: dict[str, Any] = {"guard_filter_fn": _guarded}
     if backend == "inductor" and device.type == "cpu":
@@ -188,20 +195,29 @@ def _outer(step: Step, backend: Compiler, donate: bool, rows: str) -> Callable[[
     the compiler would run the second for every batch once it has it.
     """
     inputs = inputs_of(step.spec)
+    outside = outside_of(step.spec.transforms)
     setting: list[_Setting] = []
     labels: list[list[Labels]] = []
     written: list[tuple[Any, ...]] = [()]
     graphs: dict[bool, Callable[..., Any]] = {}
 
-    def update(state: State, batch: Batch) -> tuple[State, Logs]:
+    def checked(state: State, batch: Batch) -> Batch:
         wanted = {
             domain: {field: _plain(x) for field, x in fields.items()}
             for domain, fields in check(inputs, state, batch).items()
         }
-        if not setting:
-            setting.append(_Setting(torch.get_num_threads(), torch.get_default_dtype(), _shapes(wanted)))
+        if not labels:
             labels.append(label_checks(inputs, state, wanted))
         check_labels(labels[0], wanted)
+        return wanted
+
+    def update(state: State, batch: Batch) -> tuple[State, Logs]:
+        if outside is None:
+            wanted = checked(state, batch)
+        else:
+            wanted = outside.prepare(state, batch, lambda: checked(state, batch))
+        if not setting:
+            setting.append(_Setting(torch.get_num_threads(), torch.get_default_dtype(), _shapes(wanted)))
         if donate and leaf_ids(state) != written[0]:
             unshared(state)
             written[0] = leaf_ids(state)
@@ -237,10 +253,11 @@ def _shapes(batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[torch.Size, ...]
 
 def _mark_rows(batch: Mapping[str, Mapping[str, Tensor]], axis: int) -> None:
     """Let the compiler leave the number of rows open; one row is a case of its own for it."""
-    for fields in batch.values():
-        for x in fields.values():
-            if x.shape[axis] > 1:
-                torch._dynamo.mark_dynamic(x, axis)
+    for domain, fields in batch.items():
+        at = 0 if domain == TOTALS else axis
+        for x in fields.values() if domain != SHARDS else ():
+            if x.shape[at] > 1:
+                torch._dynamo.mark_dynamic(x, at)
 
 
 def _strides(shape: torch.Size) -> tuple[int, ...]:

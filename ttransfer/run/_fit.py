@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError
 from ttransfer.core import _tree as tree
+from ttransfer.core._step import Step
+from ttransfer.core._transforms import Outside, outside_of
 from ttransfer.core._types import Batch, Logs, State
 from ttransfer.run._checkpoint import latest, load, prune, save
 from ttransfer.run._domains import Cursor, warn_of_replay
 from ttransfer.run._guard import Guard
 from ttransfer.run._logs import Log, Row, row_of, writing
 from ttransfer.run._progress import showing
-from ttransfer.run._signals import stopping
+from ttransfer.run._signals import Stop, stopping
 
 __all__ = ["Fitted", "fit"]
 
@@ -59,6 +61,10 @@ def fit(
     progress: bool | None = None,
 ) -> Fitted:
     """Run a step until `state.step` reaches `steps`.
+
+    A sharded step runs on every rank, each with its own batches (`tt.dist.sliced`). The first rank alone writes logs,
+    progress and checkpoints; a checkpoint holds the whole state, so that any number of ranks, or one process, can go on
+    from it. A signal to one rank stops all.
 
     With `checkpoint`, the run first goes on from the newest checkpoint there, if there is one, data order included,
     and then equals bit for bit the run that was never cut off. Ctrl-C and SIGTERM finish the step under way, save and
@@ -108,10 +114,11 @@ def fit(
     _check_every("checkpoint", checkpoint, checkpoint_every)
     cursor = Cursor("batches", batches)
     folder = None if checkpoint is None else Path(checkpoint)
+    outside = outside_of(step.spec.transforms) if isinstance(step, Step) else None
     if folder is not None:
         if folder.exists() and not folder.is_dir():
             raise TransferError(f"fit: checkpoint={str(folder)!r} is a file, wanted a directory")
-        state = _resume(folder, state, cursor)
+        state = _resume(folder, state, cursor, outside)
     done = _updates(state)
     history: list[Row] = []
     if done >= steps:
@@ -120,8 +127,13 @@ def fit(
         return Fitted(state, history, None)
 
     guard, problem, device = Guard(done), None, _device(state)
-    with stopping() as stop, writing(log, done) as write, showing(steps, done, progress) as show:
-        while done < steps and stop.signal is None:
+    first = outside is None or outside.first
+    with (
+        stopping() as stop,
+        writing(log if first else None, done) as write,
+        showing(steps, done, progress if first else False) as show,
+    ):
+        while done < steps and not _stops(stop, outside):
             try:
                 batch = _moved(cursor.take(), device)
             except Exception:
@@ -146,14 +158,24 @@ def fit(
                 write(done, row)
                 history.append({"step": done, **row})
             if folder is not None and saved:
-                _store(folder, state, cursor, keep)
+                _store(folder, state, cursor, keep, outside)
 
         problem = problem or guard.check()
         if folder is not None:
-            _store(folder, state, cursor, keep)
+            _store(folder, state, cursor, keep, outside)
     if problem:
         raise TransferError(problem + ("" if folder is None else f"; the state before it is in {str(folder)!r}"))
     return Fitted(state, history, stop.signal)
+
+
+def _stops(stop: Stop, outside: Outside | None) -> bool:
+    """Whether to stop between steps: ranks decide it together, for those who go on would wait for those who do not."""
+    if outside is None:
+        return stop.signal is not None
+    if outside.agree(stop.signal is not None):
+        stop.signal = stop.signal or "SIGTERM"
+        return True
+    return False
 
 
 def _check_counts(**counts: Any) -> None:
@@ -202,12 +224,18 @@ def _joined(logs: Row, evaluated: Row) -> Row:
     return {**logs, **evaluated}
 
 
-def _resume(folder: Path, state: State, cursor: Cursor) -> State:
+def _resume(folder: Path, state: State, cursor: Cursor, outside: Outside | None) -> State:
     """Return the state of the newest checkpoint, with the data moved to where it was; or the state as given."""
     found = latest(folder)
+    if outside is not None and outside.agree(found is None) != (found is None):
+        raise TransferError(
+            f"fit: other ranks see no checkpoint in {str(folder)!r}, and this one {str(found)!r}; the directory must "
+            "be one that all ranks share"
+        )
     if found is None:
         return state
-    loaded, extra = load(found, state)
+    loaded, extra = load(found, state if outside is None else outside.whole(state))
+    loaded = loaded if outside is None else outside.part(loaded)
     if "batches" not in extra:
         raise TransferError(f"fit: {str(found)!r} was not written by fit: it has no place in the data")
     if _updates(loaded) < _updates(state):
@@ -239,8 +267,12 @@ def _compare(found: Path, loaded: State, state: State) -> None:
         )
 
 
-def _store(folder: Path, state: State, cursor: Cursor, keep: int) -> None:
+def _store(folder: Path, state: State, cursor: Cursor, keep: int, outside: Outside | None) -> None:
     path = folder / f"step-{_updates(state):08d}"
+    if outside is not None:
+        state = outside.whole(state)  # by all ranks, whoever writes
+        if not outside.first:
+            return
     if not path.exists():
         save(path, state, extra={"batches": cursor.state_dict()})
         prune(folder, keep)

@@ -17,10 +17,10 @@ from ttransfer.core._hyper import resolve
 from ttransfer.core._paths import Field, Forward, NetFn, NetParams
 from ttransfer.core._pipes import loss_params, regroup, run_pipes, upcast
 from ttransfer.core._reads import Read, flat
+from ttransfer.core._score import numbers_of
 from ttransfer.core._step import Step, step
 from ttransfer.core._term import term as make_term
 from ttransfer.core._types import Functional, Layout, Out, Params, State, Term, Tree
-from ttransfer.core._update import numbers_of
 from ttransfer.optim._sgd import sgd
 from ttransfer.testing._subject import Subject
 from ttransfer.testing.laws._step_tools import Batch, StepSubject, doubled
