@@ -33,8 +33,25 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        rank, _, group = ctx.own
-        return all_reduce([grads[0]], group)[0][rank], None, None, None
+        return _Sum.apply(grads[0], *ctx.own), None, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """This rank's part of what all ranks say of every rank: the transpose of `_Gather`, and the other way round."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grads: Tensor, rank: int, size: int, group: str) -> Tensor:
+        return all_reduce([grads], group)[0][rank].clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.own = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _Gather.apply(grads[0], *ctx.own), None, None, None
 
 
 def synchronise(net: nn.Module, group: str) -> list[str]:

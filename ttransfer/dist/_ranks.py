@@ -125,7 +125,9 @@ def rows_of_domains(prepared: Batch, own: Mapping[str, int]) -> dict[str, Rows]:
     """
     known, sizes = prepared[SHARDS], prepared[TOTALS]
     shares, starts = known["share"].unbind(), known["start"].unbind()
-    found = {d: Rows(i, shares[i], starts[i], own[d], x.shape[0]) for i, (d, x) in enumerate(sizes.items())}
-    ones = len(found)
+    # A phase of a game may read some of the domains only.
+    places = [(i, domain) for i, domain in enumerate(sizes) if domain in own]
+    found = {d: Rows(i, shares[i], starts[i], own[d], sizes[d].shape[0]) for i, d in places}
+    ones = len(sizes)
     found[""] = Rows(ones, shares[ones], starts[ones], 1, known["counts"].shape[1])
     return found

@@ -67,7 +67,8 @@ def build_sharded(
             outs, after = run_passes(bound, moving, params_of(state, trainable), buffers, piece.batch, piece.clock)
             found = local_readings(bound, cut, {**known, **outs}, trainable, after, piece, numbers, state)
             floats, others = by_kind(cut, found)
-            return floats, (others, after)
+            # Terms of parameters alone read no rows, and there is no derivative of nothing.
+            return floats or [state.step.new_zeros((), dtype=torch.float32)], (others, after)
 
         floats, pull, (others, after) = cast(Any, torch.func.vjp(local, state.trainable, has_aux=True))
         here = together_again(cut, floats, others)
@@ -88,9 +89,8 @@ def build_sharded(
 
         direct = {key: state.trainable[key] for key in ("terms", *sorted(cut.direct))}
         (grads, pulled), scored = torch.func.grad(losses, argnums=(0, 1), has_aux=True)(direct, inputs)
-        (through,) = pull(
-            by_kind(cut, own_rows(expression, cut, piece.rows, here, together_again(cut, pulled, rest)))[0]
-        )
+        mine = own_rows(expression, cut, piece.rows, here, together_again(cut, pulled, rest))
+        (through,) = pull(by_kind(cut, mine)[0] or [torch.zeros_like(x) for x in floats])
         return {**through, **{key: tree.map(torch.add, through[key], grads[key]) for key in direct}}, scored, after
 
     def update(state: State, batch: Batch) -> tuple[State, Logs]:

@@ -195,9 +195,10 @@ def _in_parts(
 def _leaf_of(optimizer: Optimizer, trainable: Tree) -> list[int | None]:
     """For each leaf of an optimizer's state, the leaf of what trains that it belongs to; None for one of all."""
     leaves: list[Tensor] = tree.leaves(trainable)
-    marked = [x.new_zeros((i + 2, *_PLACE[1:]), device="cpu") for i, x in enumerate(leaves)]
+    # On no device, for the marks are large.
+    marked = [x.new_zeros((i + 2,) * len(_PLACE), device="meta") for i, x in enumerate(leaves)]
     told: list[Tensor] = tree.leaves(optimizer.init(tree.unflatten(trainable, marked)))
-    alike = [x.new_zeros(_PLACE, device="cpu") for x in leaves]
+    alike = [x.new_zeros(_PLACE, device="meta") for x in leaves]
     plain: list[Tensor] = tree.leaves(optimizer.init(tree.unflatten(trainable, alike)))
     found: list[int | None] = []
     for a, b in zip(told, plain, strict=True):

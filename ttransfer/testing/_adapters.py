@@ -54,7 +54,7 @@ def adapter_trial(
         >>> trial = adapter_trial(tt.adapters.linear(3), torch.empty(8, 2))
         >>> trial.taken
         'a feature (n, 2); its parameters: weight (3, 2), bias (3,)'
-        >>> len(judge(trial, only=["rows-apart", "trains"]).failed)
+        >>> len(tt.testing.judge(trial, only=["rows-apart", "trains"]).failed)
         0
     """
     title = name or title_of(adapter, Adapter)

@@ -58,7 +58,7 @@ def loss_trial(
         >>> trial = loss_trial(tt.losses.kd, tags=Tags(shift_invariant=True))
         >>> trial.taken
         'student: logits (n, c), teacher: logits (n, c)'
-        >>> len(judge(trial, only=["stationary", "shift-invariant"]).failed)
+        >>> len(tt.testing.judge(trial, only=["stationary", "shift-invariant"]).failed)
         0
     """
     title = name or title_of(fn)

@@ -64,7 +64,7 @@ def optimizer_trial(
         >>> trial.taken
         'numbers lr, weight_decay, momentum, dampening; on parameters student.fc.weight, student.fc.bias,
         terms.critic.weight'
-        >>> judge(trial, only=["momentum-coasts", "scale-free"]).seems
+        >>> tt.testing.judge(trial, only=["momentum-coasts", "scale-free"]).seems
         ()
     """
     if not isinstance(cast(Any, optimizer), Optimizer):

@@ -50,7 +50,7 @@ def reparam_trial(
         >>> trial = reparam_trial(tt.adapters.lora("fc.*", rank=1), base)
         >>> trial.taken
         'a base: fc.weight (3, 4), fc.bias (3,); a delta: fc.weight.lora_a (1, 4), fc.weight.lora_b (3, 1)'
-        >>> len(judge(trial, only=["identity", "trains"]).failed)
+        >>> len(tt.testing.judge(trial, only=["identity", "trains"]).failed)
         0
     """
     title = name or title_of(reparam, Reparam)

@@ -9,12 +9,12 @@ from ttransfer._errors import TransferError, shown
 from ttransfer.core._step import Step
 from ttransfer.core._types import Batch
 from ttransfer.testing._law import Report, Trial, demand
-from ttransfer.testing.laws import _step, _step_modes, _step_sums
+from ttransfer.testing.laws import _step, _step_modes, _step_shards, _step_sums
 from ttransfer.testing.laws._step_tools import copied, subject_of
 
 __all__ = ["check_step", "step_trial"]
 
-LAWS = (*_step.LAWS, *_step_sums.LAWS, *_step_modes.LAWS)
+LAWS = (*_step.LAWS, *_step_sums.LAWS, *_step_shards.LAWS, *_step_modes.LAWS)
 
 
 def step_trial(
@@ -52,7 +52,7 @@ def step_trial(
         >>> trial = step_trial(train, batch)
         >>> trial.taken
         'nets net; terms task; in float64'
-        >>> judge(trial, only=["loss-is-the-sum", "micro-batches"]).failed
+        >>> tt.testing.judge(trial, only=["loss-is-the-sum", "micro-batches"]).failed
         ()
     """
     if not isinstance(cast(Any, step), Step):

@@ -61,7 +61,7 @@ def term_trial(
         >>> trial = term_trial(term, (torch.randn(4, 3), torch.randn(4, 3)))
         >>> trial.taken
         'kd(student: logits (n, 3), teacher: logits (n, 3)) with numbers weight, temperature'
-        >>> len(judge(trial, only=["stationary", "every-number-counts", "step-no-weight-no-term"]).failed)
+        >>> len(tt.testing.judge(trial, only=["stationary", "every-number-counts", "step-no-weight-no-term"]).failed)
         0
     """
     if not isinstance(cast(Any, term), Term):

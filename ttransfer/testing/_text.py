@@ -18,8 +18,8 @@ def text(x: Any) -> str:
 
     Example:
         >>> import torch
-        >>> text(torch.tensor([[1.0, 2e-9]])), text(0.1 + 0.2), text(torch.ones(9, 9))
-        ('[[1.0, 2e-09]]', '0.3', 'tensor of shape (9, 9), float32')
+        >>> text(torch.tensor([[1.0, 2e-9]], dtype=torch.float64)), text(0.1 + 0.2)
+        ('[[1.0, 2e-09]]', '0.3')
     """
     if isinstance(x, float):
         return f"{x:.9g}"

@@ -54,7 +54,7 @@ def weight_map_trial(
         >>> trial = weight_map_trial(tt.weights.rename({"head": "fc"}), src, like)
         >>> trial.taken
         'a source: head.weight (2, 3); a target: fc.weight (2, 3)'
-        >>> len(judge(trial, only=["plan-agrees", "verbatim"]).failed)
+        >>> len(tt.testing.judge(trial, only=["plan-agrees", "verbatim"]).failed)
         0
     """
     title = name or title_of(map, WeightMap)

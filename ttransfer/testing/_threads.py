@@ -1,4 +1,4 @@
-"""Threads of one process that play the ranks of a group."""
+"""Threads of one process that play the ranks of a group: a sharded step without processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from torch import Tensor
 from ttransfer.dist._channel import register, unregister
 from ttransfer.dist._ranks import Ranks
 
+__all__ = ["run_ranks"]
+
 _numbers = itertools.count()
+_PATIENCE = 60.0  # seconds that a thread waits for the others
 
 
 class _Meeting:
+    """Where the threads meet."""
+
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size)
         self.slots: list[Any] = [None] * size
@@ -30,9 +35,9 @@ class Thread:
 
     def _all(self, value: Tensor) -> list[Tensor]:
         self._meeting.slots[self.rank] = value.clone()
-        self._meeting.barrier.wait(60)
+        self._meeting.barrier.wait(_PATIENCE)
         found = list(self._meeting.slots)
-        self._meeting.barrier.wait(60)
+        self._meeting.barrier.wait(_PATIENCE)
         return found
 
     def all_gather(self, out: Tensor, own: Tensor) -> None:
@@ -40,21 +45,33 @@ class Thread:
 
     def all_reduce(self, values: list[Tensor]) -> None:
         for value in values:
-            value.copy_(sum(self._all(value)))  # type: ignore[arg-type]
+            value.copy_(torch.stack(self._all(value)).sum(0))
 
     def reduce_scatter(self, out: Tensor, values: Tensor) -> None:
-        total: Any = sum(self._all(values))
-        out.copy_(total.chunk(self.size)[self.rank])
+        out.copy_(torch.stack(self._all(values)).sum(0).chunk(self.size)[self.rank])
 
     def broadcast(self, value: Tensor, source: int) -> None:
         value.copy_(self._all(value)[source])
 
 
 def run_ranks(size: int, work: Callable[[Ranks], Any]) -> list[Any]:
-    """Run `work` on each rank; return what each gives, or raise what the first to fail raised."""
+    """Run a function on each of so many ranks, each in a thread.
+
+    Nothing in it may draw from the global generator, which the threads share.
+
+    Args:
+        size: how many ranks.
+        work: rank -> what it gives.
+
+    Returns:
+        What each gives.
+
+    Raises:
+        Exception: what the first rank to fail raised.
+    """
     meeting = _Meeting(size)
     results: list[Any] = [None] * size
-    errors: list[BaseException | None] = [None] * size
+    errors: list[Exception | None] = [None] * size
     name = f"threads-{next(_numbers)}"
 
     def run(rank: int) -> None:
@@ -62,7 +79,7 @@ def run_ranks(size: int, work: Callable[[Ranks], Any]) -> list[Any]:
         register(group, Thread(rank, size, meeting))
         try:
             results[rank] = work(Ranks(rank, size, group))
-        except BaseException as error:
+        except Exception as error:  # raised again below, by the thread that asked
             errors[rank] = error
             meeting.barrier.abort()
         finally:
