@@ -85,8 +85,10 @@ def problem() -> tt.Step:
     )
 
 
-def train(rank: int, *, fault: str, who: int, backend: str = "gloo", compiled: bool = False) -> None:
-    """Take steps, before one of which a rank fails."""
+def train(
+    rank: int, *, fault: str, who: int, backend: str = "gloo", compiled: bool = False, busy: bool = False
+) -> None:
+    """Take steps, before one of which a rank fails, and the others may have something long to do."""
     mesh = tt.dist.init(backend, timeout=TIMEOUT)
     step = tt.shard(problem(), mesh)
     if compiled:
@@ -97,6 +99,8 @@ def train(rank: int, *, fault: str, who: int, backend: str = "gloo", compiled: b
         if i == AT and rank == who:
             Path("fault").write_text(str(time.monotonic()))
             FAULTS[fault]()
+        if i == AT and busy:
+            hang()
         state, _ = step(state, batch)
 
 
@@ -104,7 +108,7 @@ def fitted(rank: int, folder: Path) -> None:
     """Train with checkpoints, the last rank killed once under way; leave what was logged and the final state."""
     mesh = tt.dist.init(timeout=TIMEOUT)
     step = tt.shard(problem(), mesh, optimizer="sharded")
-    data = {domain: tt.loader(fields, batch_size=4) for domain, fields in vectors(0, source=17, target=13).items()}
+    data = {domain: tt.loader(fields, batch_size=4) for domain, fields in vectors(0, source=18, target=14).items()}
     batches = tt.dist.sliced(tt.domains(**data), mesh)
     state = step.init(next(iter(batches)), seed=1)
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
@@ -120,7 +124,10 @@ def fitted(rank: int, folder: Path) -> None:
     )  # fmt: skip
 
 
-def join(rank: int, *, backends: list[str], sizes: list[int | None] | None = None, timeout: float = TIMEOUT) -> None:
+def join(
+    rank: int, *, backends: list[str], sizes: list[int | None] | None = None, timeout: float = TIMEOUT, **environ: str
+) -> None:
+    os.environ.update(environ)
     tt.dist.init(backends[rank % len(backends)], size=sizes[rank] if sizes else None, timeout=timeout)
 
 
@@ -139,6 +146,8 @@ def faults(backends: list[str]) -> Iterator[Case]:
         yield Case(f"{fault} 0, which keeps the store", functools.partial(train, fault=fault, who=0), by_launcher=False)
     for fault in ("raise", "hang"):
         yield Case(f"{fault} 2 of three", functools.partial(train, fault=fault, who=2), size=3)
+    for fault in ("kill", "raise"):
+        yield Case(f"{fault} 1, others busy", functools.partial(train, fault=fault, who=1, busy=True), size=3)
     yield Case("unbroken", functools.partial(fitted, folder=Path("run")))
     yield Case("kill 1, compiled", functools.partial(train, fault="kill", who=1, compiled=True))
     if "ccl" in backends:
@@ -155,6 +164,8 @@ def refusals(backends: list[str]) -> Iterator[Case]:
     yield Case("one does not come", functools.partial(join, backends=["gloo"], timeout=3.0), size=3, started=2)
     yield Case("one does not come to rank 0", functools.partial(join, backends=["gloo"], timeout=3.0), 3, 2, False)
     yield Case("the first does not come", functools.partial(join, backends=["gloo"], timeout=3.0), started=-1)
+    yield Case("no number", functools.partial(join, backends=["gloo"], RANK="first"), by_launcher=False)
+    yield Case("no such rank", functools.partial(join, backends=["gloo"], RANK="2"), by_launcher=False)
     yield Case("an address in use", functools.partial(join, backends=["gloo"]), by_launcher=False, taken=True)
     if "ccl" in backends:
         yield Case("ccl cannot be built on one", uncompiled)
