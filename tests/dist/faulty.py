@@ -1,4 +1,4 @@
-"""Run by test_faults in a process of its own: groups of ranks of which one fails. Prints how the others ended.
+"""Groups of ranks of which one fails, run in a process of their own. Prints how the others ended.
 
 Torch is imported once, and every rank is a fork. Each group has a launcher, a fork too, that does as torchrun does: it
 keeps the store (or leaves that to rank 0), and sends SIGTERM to the others as soon as a rank has ended. A rank is left
@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ import torch.nn.functional as F
 
 import ttransfer as tt
 from tests.support.nets import mlp, vectors
+from ttransfer_ext.oneccl import register
+
+ROOT = Path(__file__).parents[2]
 
 TIMEOUT = 6.0  # seconds after which an exchange is given up
 AT = 2  # the step before which a rank fails
@@ -72,7 +76,11 @@ def leave() -> NoReturn:
     sys.exit()
 
 
-FAULTS = {"kill": kill, "stop": stop, "raise": fail, "hang": hang, "leave": leave}
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+FAULTS = {"kill": kill, "stop": stop, "raise": fail, "hang": hang, "leave": leave, "terminate": terminate}
 
 
 def problem() -> tt.Step:
@@ -86,9 +94,16 @@ def problem() -> tt.Step:
 
 
 def train(
-    rank: int, *, fault: str, who: int, backend: str = "gloo", compiled: bool = False, busy: bool = False
+    rank: int,
+    *,
+    fault: str,
+    who: int,
+    backend: str = "gloo",
+    compiled: bool = False,
+    busy: bool = False,
+    again: bool = False,
 ) -> None:
-    """Take steps, before one of which a rank fails, and the others may have something long to do."""
+    """Take steps, before one of which a rank fails; the others may have something long to do, or try again."""
     mesh = tt.dist.init(backend, timeout=TIMEOUT)
     step = tt.shard(problem(), mesh)
     if compiled:
@@ -101,7 +116,12 @@ def train(
             FAULTS[fault]()
         if i == AT and busy:
             hang()
-        state, _ = step(state, batch)
+        try:
+            state, _ = step(state, batch)
+        except tt.TransferError:
+            if not again:
+                raise
+            step(state, batch)
 
 
 def fitted(rank: int, folder: Path) -> None:
@@ -132,43 +152,64 @@ def join(
 
 
 def uncompiled(rank: int) -> None:
-    """Ask rank 1 for oneCCL without a compiler."""
+    """Ask for oneCCL without a compiler on rank 1."""
     if rank == 1:
-        os.environ.update(CXX="no-such-compiler", XDG_CACHE_HOME=os.getcwd(), TORCH_EXTENSIONS_DIR=os.getcwd())
+        os.environ.update(CXX="no-such-compiler", TORCH_EXTENSIONS_DIR=os.getcwd())
     tt.dist.init("ccl", timeout=30.0)
 
 
-def faults(backends: list[str]) -> Iterator[Case]:
+def faults() -> Iterator[Case]:
     for fault in FAULTS:
         for who in (0, 1):
             yield Case(f"{fault} {who}", functools.partial(train, fault=fault, who=who))
     for fault in ("kill", "stop", "raise"):
-        yield Case(f"{fault} 0, which keeps the store", functools.partial(train, fault=fault, who=0), by_launcher=False)
+        yield Case(f"{fault} 0, keeper", functools.partial(train, fault=fault, who=0), by_launcher=False)
     for fault in ("raise", "hang"):
         yield Case(f"{fault} 2 of three", functools.partial(train, fault=fault, who=2), size=3)
-    for fault in ("kill", "raise"):
-        yield Case(f"{fault} 1, others busy", functools.partial(train, fault=fault, who=1, busy=True), size=3)
-    yield Case("unbroken", functools.partial(fitted, folder=Path("run")))
     yield Case("kill 1, compiled", functools.partial(train, fault="kill", who=1, compiled=True))
-    if "ccl" in backends:
-        for fault, who in (("kill", 1), ("hang", 0), ("raise", 0), ("stop", 1), ("leave", 1)):
-            yield Case(f"{fault} {who}, ccl", functools.partial(train, fault=fault, who=who, backend="ccl"))
+    for fault, who in (("kill", 1), ("stop", 0), ("raise", 0), ("hang", 1), ("leave", 0)):
+        yield Case(f"{fault} {who}, ccl", functools.partial(train, fault=fault, who=who, backend="ccl"))
 
 
-def refusals(backends: list[str]) -> Iterator[Case]:
-    yield Case("mixed backends", functools.partial(join, backends=["gloo", "mpi-like"]))
-    yield Case("mixed known backends", functools.partial(join, backends=["gloo", "fake"]), by_launcher=False)
-    yield Case("unknown backend", functools.partial(join, backends=["glo"]))
-    yield Case("another size", functools.partial(join, backends=["gloo"], sizes=[3, 3]))
-    yield Case("another size on one", functools.partial(join, backends=["gloo"], sizes=[None, 3]), by_launcher=False)
-    yield Case("one does not come", functools.partial(join, backends=["gloo"], timeout=3.0), size=3, started=2)
-    yield Case("one does not come to rank 0", functools.partial(join, backends=["gloo"], timeout=3.0), 3, 2, False)
-    yield Case("the first does not come", functools.partial(join, backends=["gloo"], timeout=3.0), started=-1)
-    yield Case("no number", functools.partial(join, backends=["gloo"], RANK="first"), by_launcher=False)
-    yield Case("no such rank", functools.partial(join, backends=["gloo"], RANK="2"), by_launcher=False)
-    yield Case("an address in use", functools.partial(join, backends=["gloo"]), by_launcher=False, taken=True)
-    if "ccl" in backends:
-        yield Case("ccl cannot be built on one", uncompiled)
+def endings() -> Iterator[Case]:
+    for fault in ("kill", "raise", "terminate"):
+        yield Case(f"{fault} 1, others busy", functools.partial(train, fault=fault, who=1, busy=True), size=3)
+    yield Case("caught", functools.partial(train, fault="kill", who=1, again=True))
+    yield Case("unbroken", functools.partial(fitted, folder=Path("run")))
+
+
+def meetings() -> Iterator[Case]:
+    gloo = functools.partial(join, backends=["gloo"])
+    late = functools.partial(join, backends=["gloo"], timeout=3.0)
+    yield Case("one is late", late, size=3, started=2)
+    yield Case("one is late, no launcher", late, size=3, started=2, by_launcher=False)
+    yield Case("the first is late", late, started=-1)
+    yield Case("nobody listens", late, started=-1, by_launcher=False)
+    yield Case("address in use", gloo, by_launcher=False, taken=True)
+    yield Case("no number", functools.partial(gloo, RANK="first"), by_launcher=False)
+    yield Case("no such rank", functools.partial(gloo, RANK="2"), by_launcher=False)
+
+
+def refusals() -> Iterator[Case]:
+    yield Case("mixed", functools.partial(join, backends=["gloo", "fake"]), by_launcher=False)
+    yield Case("unknown", functools.partial(join, backends=["glo"]))
+    yield Case("unknown on one", functools.partial(join, backends=["gloo", "glo"]))
+    yield Case("size", functools.partial(join, backends=["gloo"], sizes=[3, 3]))
+    yield Case("size on one", functools.partial(join, backends=["gloo"], sizes=[None, 3]), by_launcher=False)
+    yield Case("no compiler on one", uncompiled)
+
+
+KINDS = {kind.__name__: kind for kind in (faults, endings, meetings, refusals)}
+
+
+def run(kind: str, folder: Path, *names: str) -> dict[str, Any]:
+    """Run the groups of a kind, all or some, in a new process; return how their ranks ended."""
+    folder.mkdir(exist_ok=True)
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", __file__, kind, str(folder), *names]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
 
 
 def launch(case: Case, folder: Path) -> dict[str, Any]:
@@ -278,10 +319,9 @@ def free(port: int) -> bool:
         return True
 
 
-def main(kind: str, folder: Path, backends: list[str]) -> None:
-    cases = list({"faults": faults, "refusals": refusals}[kind](backends))
-    warm()
-    waiting, running, found = list(cases), {}, {}
+def main(kind: str, folder: Path, *names: str) -> None:
+    warm(kind)
+    waiting, running, found = [case for case in KINDS[kind]() if case.name in names or not names], {}, {}
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             case = waiting.pop(0)
@@ -289,7 +329,7 @@ def main(kind: str, folder: Path, backends: list[str]) -> None:
             pid = os.fork()
             if not pid:
                 # A rank, forked in there, leaves by the interpreter's own end; the launcher does not.
-                (folder / f"{place.name}.json").write_text(json.dumps(launch(case, place)))
+                Path(f"{place}.json").write_text(json.dumps(launch(case, place)))
                 os._exit(0)
             running[pid] = (case, place)
         pid, status = os.wait()
@@ -299,8 +339,14 @@ def main(kind: str, folder: Path, backends: list[str]) -> None:
     sys.stdout.write(json.dumps(found))
 
 
-def warm() -> None:
+def warm(kind: str) -> None:
     """Import and prepare what all ranks need, once. (A process that has taken a gradient cannot be forked.)"""
+    if kind in ("faults", "refusals"):
+        builder = os.fork()
+        if not builder:
+            register()  # compiles it, if nobody has
+            os._exit(0)
+        assert os.waitpid(builder, 0)[1] == 0
     problem().init(vectors(0))
     gc.collect()
     gc.freeze()  # or each rank looks through all of torch at its end
@@ -310,4 +356,4 @@ if __name__ == "__main__":
     if "TORCHELASTIC_RUN_ID" in os.environ:
         fitted(int(os.environ["RANK"]), Path(sys.argv[1]))
     else:
-        main(sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(","))
+        main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

@@ -320,6 +320,9 @@ BREAKERS = {
     "no-mean": Breaker(
         "micro-batches", lambda: made(t=square(lambda z: z.square().sum(), coupled=False)), "in two micro-batches"
     ),
+    "no-mean-of-ranks": Breaker(
+        "sharded", lambda: made(t=square(lambda z: z.square().sum(), coupled=False)), "on rank 0 of 2 and alone"
+    ),
     "branching": Breaker("one-graph", lambda: made(t=square(branching)), "the step is not one graph"),
     "wide-graph": Breaker("one-graph", lambda: made(turning_wide()), "3 steps took 2 graphs"),
     "remembering": Breaker("donated", lambda: tt.replace(made(remembering()), guard=False), "donated and not"),
