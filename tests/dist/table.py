@@ -50,9 +50,9 @@ def main() -> None:
     PAGE.write_text(
         "# Sharded is single\n\n"
         "How far the worst rank is from one process that has the whole batch, after two steps: the largest absolute\n"
-        "difference over all parameters, buffers, optimizer states and logs, in float64. Rows are as uneven as they come:\n"
-        "the first rank has all but one row for each other rank. Nets drop at random; the last three rows have batch\n"
-        f"normalisation, synced, or members. Written by `make test-dist`, torch {torch.__version__}.\n\n"
+        "difference over all parameters, buffers, optimizer states and logs, in float64. Rows are as uneven as they\n"
+        "come: the first rank has all but one row for each other rank. Nets drop at random; the last three rows have\n"
+        f"batch normalisation, synced, or members. Written by `make test-dist`, torch {torch.__version__}.\n\n"
         f"| term | {head} |\n|---|{'---|' * len(COLUMNS)}\n" + "\n".join(rows) + "\n"
     )
     largest = max(gap for column in found.values() for gap in column.values())

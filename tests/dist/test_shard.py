@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import ttransfer as tt
-from tests.dist.cases import TERMS, everything, nets, smooth
+from tests.dist.cases import TERMS, decay, everything, nets, smooth
 from tests.support.compare import worst
 from tests.support.nets import conv, images, mlp, vectors
 from tests.support.sharded import alone, cut, gap, spread
@@ -81,6 +79,7 @@ def test_members_with_batches_of_their_own() -> None:
 @pytest.mark.parametrize("split", ["even", "uneven"])
 def test_micro_batches(split: str) -> None:
     terms = {name: TERMS[name]() for name in ("cross-entropy, some ignored", "kd", "the net as a function, a mean")}
+    terms["decay"] = tt.term(decay, "student:params", "teacher:params", coupled=False)
     step = small_step({f"t{i}": term for i, term in enumerate(terms.values())}, nets(), accumulate=2)
     cuts = {"even": EVEN, "uneven": {"source": [0, 4, 6], "target": [0, 2, 4]}}[split]
     assert gap(step, [vectors(seed) for seed in range(2)], [cuts] * 2) < EXACT

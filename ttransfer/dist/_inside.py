@@ -114,9 +114,9 @@ def _update(expression: Expression, sharding: Sharding, phase: str) -> Callable[
     bound = bind(expression, plan, adjust if sharding.synced else None)
     if plan.called and sharding.norms:
         raise TransferError(
-            f"shard: a term reads {sorted(plan.called)[0]!r} as a function, and {sharding.norms[0]!r} normalises by the rows "
-            "of all ranks, which a function that a loss calls cannot ask for; use batchnorm='local', or buffers={net: "
-            "'eval'}"
+            f"shard: a term reads {sorted(plan.called)[0]!r} as a function, and {sharding.norms[0]!r} normalises by "
+            "the rows of all ranks, which a function that a loss calls cannot ask for; use batchnorm='local', or "
+            "buffers={net: 'eval'}"
         )
     step: Moved = apart if sharding.spread else replicated
     return build_sharded(bound, ranks, lambda: sharding.found[phase][0], step)

@@ -10,9 +10,8 @@ import torch
 from ttransfer.core import _tree as tree
 from ttransfer.core._alternate import Alternation
 from ttransfer.core._hyper import resolve
-from ttransfer.core._inputs import Inputs, inputs_of
+from ttransfer.core._inputs import Inputs
 from ttransfer.core._spec import declared
-from ttransfer.core._step import Spec
 from ttransfer.core._transforms import Outside
 from ttransfer.core._types import Batch, State
 from ttransfer.dist._inside import Sharding, trained, with_opt
@@ -26,44 +25,45 @@ __all__ = ["outside_step"]
 _CPU = torch.device("cpu")
 
 
-def outside_step(spec: Spec, sharding: Sharding) -> Outside:
+def outside_step(inputs: Inputs, expression: Any, sharding: Sharding) -> Outside:
     """Return what is to be done outside of the graph of a sharded step.
 
     Args:
-        spec: of the step before it was sharded.
+        inputs: what the step takes.
+        expression: what it was built from.
         sharding: how it is sharded; what is found out at the first call is put there.
     """
-    inputs, ranks = inputs_of(spec), sharding.ranks
+    ranks = sharding.ranks
     domains = tuple(dict.fromkeys(domain for _, plan in inputs.parts.values() for domain in plan.fields))
 
     def prepare(state: State, batch: Any, check: Callable[[], Batch]) -> Batch:
         device = state.step.device if isinstance(state, State) else _CPU
         checked, table = agreed(ranks, domains, batch, inputs.stacked, check, device)
         if not sharding.found:
-            _find(inputs, spec.expression, sharding, state, checked)
+            _find(inputs, expression, sharding, state, checked)
         return with_rows(ranks, checked, domains, table, device)
 
     def collected(state: State) -> State:
         if not sharding.spread:
             return state
-        opts = _opts(spec.expression, state)
+        opts = _opts(expression, state)
         return with_opt(
             state,
             {
                 phase: whole(ranks, one.optimizer, trainable, opts[phase])
-                for phase, (one, trainable) in trained(spec.expression, state).items()
+                for phase, (one, trainable) in trained(expression, state).items()
             },
         )
 
     def own(state: State) -> State:
         if not sharding.spread:
             return state
-        opts = _opts(spec.expression, state)
+        opts = _opts(expression, state)
         return with_opt(
             state,
             {
                 phase: part(ranks, one.optimizer, trainable, opts[phase], state.step.shape)
-                for phase, (one, trainable) in trained(spec.expression, state).items()
+                for phase, (one, trainable) in trained(expression, state).items()
             },
         )
 
@@ -75,9 +75,9 @@ def outside_step(spec: Spec, sharding: Sharding) -> Outside:
             return ""
         of = "an ensemble or a sweep" if inputs.depth else "it"
         return (
-            f"{sharding.norms[0]!r} normalises by the statistics of all ranks' rows, whose gradient needs an exchange in "
-            f"the backward pass, and torch {torch.__version__} cannot trace that for {of}; run the step uncompiled, or use "
-            "tt.shard(..., batchnorm='local'), or buffers={net: 'eval'}"
+            f"{sharding.norms[0]!r} normalises by the statistics of all ranks' rows, whose gradient needs an exchange "
+            f"in the backward pass, and torch {torch.__version__} cannot trace that for {of}; run the step uncompiled, "
+            "or use tt.shard(..., batchnorm='local'), or buffers={net: 'eval'}"
         )
 
     return Outside(prepare, collected, own, agree, ranks.rank == 0, uncompiled)

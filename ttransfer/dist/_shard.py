@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from ttransfer._errors import TransferError, nearest
-from ttransfer.core._forward import check_batch
-from ttransfer.core._inputs import inputs_of
+from ttransfer.core._inputs import check, inputs_of
 from ttransfer.core._members import beneath, outermost
 from ttransfer.core._step import Spec, Step
 from ttransfer.core._transforms import SHARDS, Transform
@@ -82,11 +81,13 @@ def shard(step: Step, mesh: Any, *, batchnorm: str = "synced", optimizer: str = 
     inner = sharded_step(step.spec.expression, sharding)
     for transform in step.spec.transforms:
         inner = transform.apply(inner)
-    outside = outside_step(step.spec, sharding)
+    inputs = inputs_of(step.spec)
+    outside = outside_step(inputs, step.spec.expression, sharding)
 
     def update(state: State, batch: Batch) -> tuple[State, Logs]:
-        if not torch.compiler.is_compiling() and SHARDS not in batch:
-            batch = outside.prepare(state, batch, lambda: _checked(step.spec, batch))
+        prepared = isinstance(cast(Any, batch), Mapping) and SHARDS in batch
+        if not torch.compiler.is_compiling() and not prepared:
+            batch = outside.prepare(state, batch, lambda: check(inputs, state, batch))
         return inner.update(state, batch)
 
     made = Transform("shard", options, again, outer=True, outside=outside)
@@ -112,12 +113,3 @@ def ranks_of(mesh: Any) -> Ranks:
         )
     to = channel(mesh.group_name)
     return Ranks(to.rank, to.size, mesh.group_name)
-
-
-def _checked(spec: Spec, batch: Batch) -> Batch:
-    found: dict[str, dict[str, Tensor]] = {}
-    inputs = inputs_of(spec)
-    for _, plan in inputs.parts.values():
-        for domain, fields in check_batch(plan, batch, inputs.stacked).items():
-            found.setdefault(domain, {}).update(fields)
-    return found

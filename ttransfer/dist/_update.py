@@ -154,10 +154,10 @@ def _pieces(
         rows = rows_of_domains(prepared, {domain: rows_of(part, domain) for domain in part})
         start = {domain: whole[domain].start + begin.get(domain, 0) for domain in batch}
         # Where rows tell the number of items, their share is known without a message.
+        held = {domain: rows[domain].own / whole[domain].own for domain in rows}
+        held[""] = 1 / len(parts)  # a term that reads no rows is split alike
         shares = {
-            name: whole[domain_of(term)].share * (rows[domain_of(term)].own / whole[domain_of(term)].own)
-            for name, term in means.items()
-            if counted(term)
+            name: whole[domain_of(term)].share * held[domain_of(term)] for name, term in means.items() if counted(term)
         }
         counts = {name: count(name, part) for name in means if name not in shares}
         pieces.append(Piece(part, Clock(state.seed, state.step, start), rows, counts, shares))

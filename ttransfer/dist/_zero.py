@@ -161,8 +161,8 @@ def _by_norms(expression: Expression, trainable: Tree, numbers: Mapping[str, Ten
         if all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(got, wanted, strict=True)):
             return norms
     raise TransferError(
-        "shard: optimizer='sharded' keeps the optimizer's state for some parameters on each rank, and this optimizer moves "
-        "a parameter by more of the others' gradients than their norms; use optimizer='replicated'"
+        "shard: optimizer='sharded' keeps the optimizer's state for some parameters on each rank, and this optimizer "
+        "moves a parameter by more of the others' gradients than their norms; use optimizer='replicated'"
     )
 
 

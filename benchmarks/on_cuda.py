@@ -1,6 +1,6 @@
 """The same step on a CUDA device: equal numbers, one graph, and what compiling gains. For where there is one.
 
-python benchmarks/cuda.py --output benchmarks/cuda.txt
+python benchmarks/on_cuda.py --output benchmarks/on_cuda.txt
 """
 
 from __future__ import annotations
