@@ -1,4 +1,4 @@
-"""The same step on a CUDA device: equal numbers, one graph, and what compiling gains. For where there is one.
+"""The same step on a CUDA device: equal numbers in every mode, one graph. For where there is one.
 
 python benchmarks/on_cuda.py --output benchmarks/on_cuda.txt
 """
@@ -6,13 +6,10 @@ python benchmarks/on_cuda.py --output benchmarks/on_cuda.txt
 from __future__ import annotations
 
 import argparse
-import itertools
 import pathlib
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,8 +23,6 @@ import ttransfer as tt
 from tests.support.compare import worst
 from tests.support.nets import conv, images
 from ttransfer.core import _tree as tree
-
-Build = Callable[[], nn.Module]
 
 
 def moved(values: Any, device: str) -> Any:
@@ -92,46 +87,9 @@ def equalities() -> Iterator[str]:
     yield f"sharded over one rank by nccl, inductor: {apart(tt.compile(sharded), first, wanted)}"
 
 
-def speeds(rounds: int) -> Iterator[str]:
-    """What compiling gains on a residual network, interleaved."""
-    import torchvision
-
-    def net() -> nn.Module:
-        return torchvision.models.resnet18(num_classes=10).cuda()
-
-    torch.manual_seed(0)
-    step = expression(net(), net())
-    g = torch.Generator().manual_seed(0)
-    batch = {
-        "source": {"x": torch.randn(128, 3, 64, 64, generator=g), "y": torch.randint(10, (128,), generator=g)},
-        "target": {"x": torch.randn(128, 3, 64, 64, generator=g)},
-    }
-    batch = moved(batch, "cuda")
-    start = step.init(batch)
-    modes = {
-        "eager": step,
-        "compiled": tt.compile(step, donate=True),
-        "compiled, bfloat16": tt.compile(step, donate=True, precision="bfloat16"),
-    }
-    states = {name: tree.map(torch.clone, start) for name in modes}
-    times: dict[str, list[float]] = {name: [] for name in modes}
-    for i in range(rounds + 3):
-        for name, one in modes.items():
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            states[name], _ = one(states[name], batch)
-            torch.cuda.synchronize()
-            if i >= 3:
-                times[name].append(time.perf_counter() - begin)
-    for name, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(times["eager"], own, strict=True))
-        yield f"{name}: {1e3 * statistics.median(own):.2f} ms a step, eager / this {ratio:.2f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=50)
     told = parser.parse_args()
     lines = [
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
@@ -140,8 +98,7 @@ def main() -> None:
         "parameters, buffers, optimizer, logs",
     ]
     print("\n".join(lines), flush=True)
-    title = "\nresnet18, 2 x 128 images of 64 x 64, float32, interleaved medians"
-    for line in itertools.chain(equalities(), [title], speeds(told.rounds)):
+    for line in equalities():
         lines.append(line)
         print(line, flush=True)
     if told.output is not None:
