@@ -9,6 +9,7 @@ import pytest
 from tests.dist.cases import TERMS
 from tests.dist.equality import WHOLE
 from tests.dist.table import run
+from ttransfer.dist._norms import compiles
 
 PICK = ("cross-entropy, some ignored", "mmd", "dann")
 
@@ -23,7 +24,8 @@ def test_processes_make_the_step_of_one(backend: str, size: int) -> None:
 
 @pytest.mark.parametrize("backend", ["gloo", "ccl"])
 def test_compiled_processes_make_the_step_of_one(backend: str) -> None:
-    found = run(backend, 2, ["compiled"], [WHOLE[0], WHOLE[1]])
+    # Not every torch can trace synced normalisation.
+    found = run(backend, 2, ["compiled"], WHOLE[:2] if compiles(members=False) else ("mmd", "dann"))
     assert len(found) == 2
     assert max(found.values()) < 1e-9, found
 

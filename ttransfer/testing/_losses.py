@@ -100,7 +100,9 @@ def _in_its_inputs_dtype(module: nn.Module) -> Callable[..., Any]:
 
     @functools.wraps(module.forward)
     def call(*inputs: Any) -> Any:
-        dtype = next((x.dtype for x in inputs if isinstance(x, Tensor) and x.is_floating_point()), torch.float32)
+        # No `next` with a default: torch 2.8 does not trace it.
+        dtypes = [x.dtype for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
+        dtype = dtypes[0] if dtypes else torch.float32
         cast = {name: x.detach().to(dtype) if x.is_floating_point() else x for name, x in own.items()}
         return torch.func.functional_call(module, cast, inputs)
 

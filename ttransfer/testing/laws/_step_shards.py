@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 import ttransfer.core._tree as tree
@@ -16,13 +17,15 @@ from ttransfer.testing.laws._step_tools import StepSubject, copied, trying
 __all__ = ["LAWS"]
 
 _SIZE = 2
+# After operations of ours have met in threads, torch 2.8 compiles nothing any more, without a word. 2.11 is fine.
+_THREADED = torch.__version__ >= "2.11"  # torch compares versions by their numbers
 
 
 def _splits(subject: StepSubject) -> bool:
     rows = [x.shape[subject.stacked] for fields in subject.batch.values() for x in fields.values()]
     # Micro-batches of other rows have other statistics.
     counts = _accumulates(subject) and bool(tree.leaves(subject.first().buffers))
-    return min(rows) >= _SIZE and not counts
+    return min(rows) >= _SIZE and not counts and _THREADED
 
 
 def _accumulates(subject: StepSubject) -> bool:
