@@ -43,7 +43,7 @@ class Case(NamedTuple):
         name: of the case.
         work: what a rank does.
         size: how many ranks.
-        started: how many of them are started; None for all.
+        started: how many of them are started; None for all, -1 for all but the first.
         by_launcher: whether the launcher keeps the store, or else rank 0.
         taken: whether somebody else listens on the address.
     """
@@ -264,10 +264,7 @@ def start(case: Case, rank: int, port: int) -> int:
 
 
 def wait(running: dict[int, int], as_torchrun: bool) -> dict[int, tuple[int, float]]:
-    """Wait for all ranks but those that do not end; return how and when each ended.
-
-    Those who end by themselves after the first are given the time that torchrun gives, and then killed.
-    """
+    """Wait for all ranks, and end those that do not end by themselves; return how and when each ended."""
     ends: dict[int, tuple[int, float]] = {}
     deadline = time.monotonic() + LIMIT
     told = False
@@ -277,7 +274,7 @@ def wait(running: dict[int, int], as_torchrun: bool) -> dict[int, tuple[int, flo
             if ended:
                 ends[pid] = (os.waitstatus_to_exitcode(status), time.monotonic())
                 del running[pid]
-        if ends and not told and as_torchrun:
+        if as_torchrun and not told and any(status for status, _ in ends.values()):
             told = True
             for pid in running:
                 os.kill(pid, signal.SIGTERM)

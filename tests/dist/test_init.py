@@ -41,8 +41,8 @@ def test_one_process_is_a_group_of_one() -> None:
     assert tt.dist.init().get_group().group_name == mesh.get_group().group_name
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
-def test_a_timeout_is_more_than_nothing(timeout: float) -> None:
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_is_a_time(timeout: float) -> None:
     refused(lambda: tt.dist.init(timeout=timeout), "timeout must be more than 0 seconds")
 
 

@@ -6,15 +6,13 @@ own: the laws let threads of one process play the ranks.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from ttransfer.dist._faults import begun, explained
+from ttransfer.dist._faults import exchanging
 
 __all__ = ["Channel", "channel", "register", "unregister"]
 
@@ -48,21 +46,22 @@ class _Group:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._ranks = dist.get_process_group_ranks(group)
         self._gloo = dist.get_backend(group) == "gloo"
 
     def all_gather(self, out: Tensor, own: Tensor) -> None:
-        with _exchange("gathering rows"):
+        with exchanging("gathering rows", self._ranks):
             dist.all_gather_into_tensor(out, own, group=self.group)
 
     def all_reduce(self, values: list[Tensor]) -> None:
-        with _exchange("adding up gradients"):
+        with exchanging("adding up gradients", self._ranks):
             # All are under way before the first is waited for.
             for work in [dist.all_reduce(value, group=self.group, async_op=True) for value in values]:
                 if work is not None:
                     work.wait()
 
     def reduce_scatter(self, out: Tensor, values: Tensor) -> None:
-        with _exchange("adding up gradients"):
+        with exchanging("adding up gradients", self._ranks):
             if not self._gloo:
                 dist.reduce_scatter_tensor(out, values, group=self.group)
                 return
@@ -72,18 +71,8 @@ class _Group:
             out.copy_(whole.chunk(self.size)[self.rank])
 
     def broadcast(self, value: Tensor, source: int) -> None:
-        with _exchange("taking the state of one rank"):
+        with exchanging("taking the state of one rank", self._ranks):
             dist.broadcast(value, group=self.group, group_src=source)
-
-
-@contextlib.contextmanager
-def _exchange(what: str) -> Iterator[None]:
-    """Count an exchange; if it breaks, say who broke it."""
-    begun()
-    try:
-        yield
-    except RuntimeError as error:
-        raise explained(what, error) from error
 
 
 _channels: dict[str, Channel] = {}
@@ -94,7 +83,7 @@ def channel(name: str) -> Channel:
     found = _channels.get(name)
     if found is not None and not isinstance(found, _Group):
         return found
-    group = distributed_c10d._resolve_process_group(name)  # pyright: ignore
+    group = cast(Any, distributed_c10d)._resolve_process_group(name)
     if found is None or found.group is not group:  # a group that is no more may have had the same name
         found = _channels[name] = _Group(group)
     return found

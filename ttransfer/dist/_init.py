@@ -5,15 +5,15 @@ from __future__ import annotations
 import atexit
 import datetime
 import importlib.metadata
-import os
-from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ttransfer._errors import TransferError, nearest
-from ttransfer.dist._faults import Watch, watched
+from ttransfer.dist._ending import tell_at_end
+from ttransfer.dist._faults import exchanging, watched
+from ttransfer.dist._meet import agree, meet
 
 __all__ = ["init"]
 
@@ -47,8 +47,8 @@ def init(backend: str = "gloo", *, size: int | None = None, timeout: float = 600
         >>> tt.dist.init().size()
         1
     """
-    if not timeout > 0:
-        raise TransferError(f"dist.init: timeout must be more than 0 seconds, got {timeout!r}")
+    if not 0 < timeout < float("inf"):
+        raise TransferError(f"dist.init: timeout must be more than 0 seconds, and finite; got {timeout!r}")
     if dist.is_initialized():
         _same(backend, size)
     else:
@@ -76,66 +76,42 @@ def _check_size(size: int | None, started: int) -> None:
 
 
 def _join(backend: str, size: int | None, timeout: datetime.timedelta) -> None:
-    _find(backend)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    _check_size(size, started)
-    store, rank = _store(started, timeout)
-    _compare(store, rank, started, backend)
-    dist.init_process_group(
-        backend, store=PrefixStore("group", store), rank=rank, world_size=started, timeout=timeout
-    )
-    watch = watched(store, rank, started) if started > 1 else None
-    atexit.register(_leave, watch)
+    place = meet(timeout)
+    problem = None
+    try:
+        _check_size(size, place.size)
+        _find(backend)
+    except TransferError as error:  # told to the others first, who would wait for this rank
+        problem = str(error)
+    agree(place, backend, problem, timeout)
+    store = PrefixStore("group", place.store)
+    if place.size == 1:
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        atexit.register(_leave)
+        return
+    watch = watched(place.store, place.rank, place.size, place.keeper)
+    tell_at_end(watch)
+    with exchanging("joining the group"):
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _find(backend: str) -> None:
     """Have a backend ready, by what other packages offer under its name if torch does not know it."""
     known = [name for name in dist.Backend.backend_list if name != "undefined"]
     if backend in known:
-        if not getattr(dist, f"is_{backend}_available", lambda: True)():
+        if not _built(backend):
             raise TransferError(f"dist.init: this build of torch has no {backend!r}")
         return
     offered = {point.name: point for point in importlib.metadata.entry_points(group=_PLUGINS)}
     if backend not in offered:
-        raise TransferError(f"dist.init: no backend {backend!r}{nearest(backend, [*known, *offered])}")
+        raise TransferError(f"dist.init: no backend {backend!r}{nearest(backend, [*filter(_built, known), *offered])}")
     offered[backend].load()()
 
 
-def _store(started: int, timeout: datetime.timedelta) -> tuple[Any, int]:
-    if "RANK" not in os.environ:
-        if started > 1:
-            raise TransferError("dist.init: WORLD_SIZE is set and RANK is not; start the processes with torchrun")
-        return HashStore(), 0
-    address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-    try:
-        store, rank, _ = next(rendezvous("env://", timeout=timeout))
-    except (dist.DistNetworkError, dist.DistStoreError, ValueError) as error:
-        text = str(error)
-        if "EADDRINUSE" in text or "address already in use" in text:
-            raise TransferError(
-                f"dist.init: {address} is in use by another process; give torchrun another --master-port, or "
-                "--standalone, which finds one"
-            ) from error
-        raise TransferError(f"dist.init: cannot meet the other ranks at {address}: {text.splitlines()[0]}") from error
-    store.set_timeout(timeout)
-    return store, rank
-
-
-def _compare(store: Any, rank: int, size: int, backend: str) -> None:
-    """Let all ranks agree on the backend before any of them waits for the others in it."""
-    store.set(f"ttransfer/backend/{rank}", backend)
-    keys = [f"ttransfer/backend/{other}" for other in range(size)]
-    try:
-        store.wait(keys)
-    except (dist.DistStoreError, RuntimeError) as error:
-        missing = [other for other, key in enumerate(keys) if not store.check([key])]
-        raise TransferError(f"dist.init: ranks {missing} of {size} did not come in time") from error
-    asked = {other: store.get(key).decode() for other, key in enumerate(keys)}
-    if len(set(asked.values())) > 1:
-        raise TransferError(f"dist.init: the ranks ask for different backends: {asked}; give all the same")
-
-
-def _leave(watch: Watch | None) -> None:
-    """Leave the group at the end, unless it is broken: then nobody answers."""
-    if dist.is_initialized() and (watch is None or not watch.broken):
-        dist.destroy_process_group()
+def _built(backend: str) -> bool:
+    return getattr(dist, f"is_{backend}_available", lambda: True)()

@@ -45,7 +45,7 @@ def gather_rows(
     widths = [_padded(max(each) * _width(x)) for x, each in zip(xs, lengths, strict=True)]
     own = torch.empty(sum(widths), dtype=torch.uint8, device=xs[0].device)
     for segment, x in zip(own.split(widths), xs, strict=True):
-        segment[: x.numel() * x.element_size()].copy_(_as_bytes(x))
+        segment[: x.numel() * x.element_size()].view(x.dtype).view(x.shape).copy_(x)
     everything = own.new_empty(to.size * own.numel())
     to.all_gather(everything, own)
     messages = [message.split(widths) for message in everything.chunk(to.size)]
@@ -70,10 +70,6 @@ def _width(x: Tensor) -> int:
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGNED) * _ALIGNED
-
-
-def _as_bytes(x: Tensor) -> Tensor:
-    return x.detach().contiguous().flatten().view(torch.uint8)
 
 
 @gather_rows.register_fake
