@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import ttransfer as tt
 from tests.support.compare import worst
 from tests.support.nets import mlp, vectors
+from tests.support.sharded import cut, part
 from tests.support.steps import small_step
 from ttransfer.dist._inside import trained
 from ttransfer.dist._ranks import Ranks
@@ -41,3 +42,10 @@ def test_ranks_are_what_a_mesh_says() -> None:
 
     assert ranks_of(tt.dist.init())[:2] == (0, 1)
     assert ranks_of(Ranks(1, 2, "x")) == Ranks(1, 2, "x")
+
+
+def test_a_loss_that_wants_two_rows_starts_on_ranks_of_one() -> None:
+    step = small_step({"mmd": tt.term(tt.align.mmd_unbiased, "student(source)", "student(target)")})
+    batch = vectors(0, source=2, target=2)
+    states = run_ranks(2, lambda ranks: tt.shard(step, ranks).init(part(batch, ranks.rank, cut(batch, 2))))
+    assert [worst(state, step.init(batch)) for state in states] == [0, 0]

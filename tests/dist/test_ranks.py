@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def test_every_rank_learns_all_numbers_of_rows() -> None:
     def work(ranks: Ranks) -> Any:
         batch = {"a": {"x": torch.zeros(2 + ranks.rank, 1)}, "b": {"x": torch.zeros(1, 1)}}
-        checked, table = agreed(ranks, ("a", "b"), batch, 0, lambda: batch, CPU)
+        checked, table = agreed(ranks, ("a", "b"), batch, 0, lambda: batch)
         prepared = with_rows(ranks, checked, ("a", "b"), table, CPU)
         return table, prepared, rows_of_domains(prepared, {"a": 2 + ranks.rank, "b": 1})
 
@@ -40,7 +40,7 @@ def test_a_domain_that_a_phase_does_not_read_is_left_out() -> None:
 
 def test_rows_of_members_are_counted_behind_the_members() -> None:
     batch = {"a": {"x": torch.zeros(7, 3, 1)}}
-    _, table = agreed(Ranks(0, 1, "none"), ("a",), batch, 1, lambda: batch, CPU)
+    _, table = agreed(Ranks(0, 1, "none"), ("a",), batch, 1, lambda: batch)
     assert table == [[3]]
 
 
@@ -50,9 +50,9 @@ def test_a_batch_that_is_none_is_the_checks_to_name(bad: Any) -> None:
         raise tt.TransferError("it is none")
 
     with pytest.raises(tt.TransferError, match="it is none"):
-        agreed(Ranks(0, 1, "none"), ("a",), bad, 0, check, CPU)
+        agreed(Ranks(0, 1, "none"), ("a",), bad, 0, check)
 
 
 def test_whether_something_is_so_on_any_rank() -> None:
-    assert run_ranks(3, lambda ranks: any_of(ranks, ranks.rank == 2, CPU)) == [True] * 3
-    assert run_ranks(3, lambda ranks: any_of(ranks, False, CPU)) == [False] * 3
+    assert run_ranks(3, lambda ranks: any_of(ranks, ranks.rank == 2)) == [True] * 3
+    assert run_ranks(3, lambda ranks: any_of(ranks, False)) == [False] * 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
@@ -18,10 +19,14 @@ __all__ = ["Channel", "channel", "register", "unregister"]
 
 
 class Channel(Protocol):
-    """What is asked of a group. All tensors are contiguous, and of one size on all ranks."""
+    """What is asked of a group. All tensors are contiguous, and of one size on all ranks.
+
+    `device` is where tensors must be that come from no state, such as numbers of rows.
+    """
 
     rank: int
     size: int
+    device: torch.device
 
     def all_gather(self, out: Tensor, own: Tensor) -> None:
         """Write every rank's `own` (n,) to `out` (size * n,), in the order of ranks."""
@@ -48,6 +53,7 @@ class _Group:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._ranks = dist.get_process_group_ranks(group)
         self._gloo = dist.get_backend(group) == "gloo"
+        self.device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
 
     def all_gather(self, out: Tensor, own: Tensor) -> None:
         with exchanging("gathering rows", self._ranks):

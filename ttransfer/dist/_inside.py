@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ttransfer._errors import TransferError
 from ttransfer.core import _tree as tree
 from ttransfer.core._alternate import Alternation, build_alternation, trained_by
 from ttransfer.core._forward import bind
+from ttransfer.core._inputs import inputs_of
 from ttransfer.core._spec import Expression, plan_of
-from ttransfer.core._step import Step, build_step, unshared
+from ttransfer.core._step import Spec, Step, build_step, unshared
 from ttransfer.core._types import Batch, Logs, State, Tree
 from ttransfer.core._update import moved
 from ttransfer.dist._channel import channel
 from ttransfer.dist._exchange import summed
 from ttransfer.dist._layout import Layout
 from ttransfer.dist._norms import synchronise
-from ttransfer.dist._ranks import Ranks
+from ttransfer.dist._ranks import Ranks, rows_in, table_of
 from ttransfer.dist._update import Moved, build_sharded
 from ttransfer.dist._zero import Spread, keep, owners_of, spread
 
@@ -57,8 +59,10 @@ def sharded_step(expression: Any, sharding: Sharding) -> Step:
         plain = build_step(expression)
         update = _update(expression, sharding, "")
 
+    domains = tuple(dict.fromkeys(d for _, plan in inputs_of(Spec(expression)).parts.values() for d in plan.fields))
+
     def init(example_batch: Batch, seed: int = 0) -> State:
-        state = plain.init(example_batch, seed)
+        state = plain.init(_of_all_rows(sharding.ranks, domains, example_batch), seed)
         if sharding.ranks.size > 1:
             # Modules may have been built under different random states.
             for leaf in tree.leaves(state):
@@ -72,6 +76,19 @@ def sharded_step(expression: Any, sharding: Sharding) -> Step:
         return unshared(with_opt(state, own))
 
     return Step(init, update, plain.spec)
+
+
+def _of_all_rows(ranks: Ranks, domains: Sequence[str], batch: Any) -> Any:
+    """An example with as many rows as all ranks have: a loss that wants two rows may find one on a rank."""
+    if ranks.size == 1:
+        return batch
+    totals = [sum(have) for have in zip(*table_of(ranks, [rows_in(batch, d, 0) for d in domains]), strict=True)]
+    wanted = {domain: n for domain, n in zip(domains, totals, strict=True) if rows_in(batch, domain, 0) > 0}
+    return {
+        domain: {f: x[torch.arange(wanted[domain]) % x.shape[0]] for f, x in fields.items()}
+        if domain in wanted else fields
+        for domain, fields in batch.items()
+    }  # fmt: skip
 
 
 def trained(expression: Any, state: State) -> dict[str, tuple[Expression, Tree]]:

@@ -68,7 +68,7 @@ def synchronise(net: nn.Module, group: str) -> list[str]:
 class _Alone:
     """The channel of a group of one."""
 
-    rank, size = 0, 1
+    rank, size, device = 0, 1, torch.device("cpu")
 
     def all_gather(self, out: Tensor, own: Tensor) -> None:
         out.copy_(own)

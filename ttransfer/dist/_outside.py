@@ -22,8 +22,6 @@ from ttransfer.dist._zero import Spread, part, whole
 
 __all__ = ["outside_step"]
 
-_CPU = torch.device("cpu")
-
 
 def outside_step(inputs: Inputs, expression: Any, sharding: Sharding) -> Outside:
     """Return what is to be done outside of the graph of a sharded step.
@@ -37,8 +35,8 @@ def outside_step(inputs: Inputs, expression: Any, sharding: Sharding) -> Outside
     domains = tuple(dict.fromkeys(domain for _, plan in inputs.parts.values() for domain in plan.fields))
 
     def prepare(state: State, batch: Any, check: Callable[[], Batch]) -> Batch:
-        device = state.step.device if isinstance(state, State) else _CPU
-        checked, table = agreed(ranks, domains, batch, inputs.stacked, check, device)
+        device = state.step.device if isinstance(state, State) else torch.device("cpu")
+        checked, table = agreed(ranks, domains, batch, inputs.stacked, check)
         if not sharding.found:
             _find(inputs, expression, sharding, state, checked)
         return with_rows(ranks, checked, domains, table, device)
@@ -68,7 +66,7 @@ def outside_step(inputs: Inputs, expression: Any, sharding: Sharding) -> Outside
         )
 
     def agree(here: bool) -> bool:
-        return any_of(ranks, here, _CPU)
+        return any_of(ranks, here)
 
     def uncompiled() -> str:
         if not sharding.norms or compiles(inputs.depth > 0):

@@ -13,7 +13,7 @@ from ttransfer.core._transforms import SHARDS, TOTALS
 from ttransfer.core._types import Batch
 from ttransfer.dist._channel import channel
 
-__all__ = ["Ranks", "Rows", "agreed", "any_of", "rows_of_domains", "table_of", "with_rows"]
+__all__ = ["Ranks", "Rows", "agreed", "any_of", "rows_in", "rows_of_domains", "table_of", "with_rows"]
 
 _REFUSED = -1
 
@@ -44,23 +44,24 @@ class Rows(NamedTuple):
     total: int
 
 
-def table_of(ranks: Ranks, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+def table_of(ranks: Ranks, numbers: Sequence[int]) -> list[list[int]]:
     """Return what every rank says: a row of numbers each, in the order of ranks."""
     if ranks.size == 1:
         return [list(numbers)]
-    own = torch.tensor(numbers, dtype=torch.int64, device=device)
+    to = channel(ranks.group)
+    own = torch.tensor(numbers, dtype=torch.int64, device=to.device)
     out = own.new_empty(ranks.size * len(numbers))
-    channel(ranks.group).all_gather(out, own)
+    to.all_gather(out, own)
     return out.view(ranks.size, -1).tolist()
 
 
-def any_of(ranks: Ranks, here: bool, device: torch.device) -> bool:
+def any_of(ranks: Ranks, here: bool) -> bool:
     """Say whether something is so on any rank."""
-    return any(said for (said,) in table_of(ranks, [int(here)], device))
+    return any(said for (said,) in table_of(ranks, [int(here)]))
 
 
 def agreed(
-    ranks: Ranks, domains: Sequence[str], batch: Any, axis: int, check: Callable[[], Batch], device: torch.device
+    ranks: Ranks, domains: Sequence[str], batch: Any, axis: int, check: Callable[[], Batch]
 ) -> tuple[Batch, list[list[int]]]:
     """Check this rank's batch, and learn of all ranks' numbers of rows.
 
@@ -76,8 +77,8 @@ def agreed(
         checked = check()
     except Exception as error:  # told to the others first, who would wait for this rank
         problem = error
-    rows = [_rows(batch, domain, axis) for domain in domains]
-    table = table_of(ranks, [_REFUSED if problem is not None else 0, *rows], device)
+    rows = [rows_in(batch, domain, axis) for domain in domains]
+    table = table_of(ranks, [_REFUSED if problem is not None else 0, *rows])
     for i, domain in enumerate(domains, 1):
         have = [said[i] for said in table]
         if 0 in have:
@@ -95,8 +96,8 @@ def agreed(
     return checked, [said[1:] for said in table]
 
 
-def _rows(batch: Any, domain: str, axis: int) -> int:
-    """The rows of a domain in a batch that nobody has checked yet."""
+def rows_in(batch: Any, domain: str, axis: int) -> int:
+    """The rows of a domain in a batch that nobody has checked yet; below 0 where there are none to be seen."""
     try:
         return int(next(iter(batch[domain].values())).shape[axis])
     except Exception:  # whatever it is, the check names it

@@ -32,6 +32,7 @@ class Thread:
 
     def __init__(self, rank: int, size: int, meeting: _Meeting) -> None:
         self.rank, self.size, self._meeting = rank, size, meeting
+        self.device = torch.device("cpu")
 
     def _all(self, value: Tensor) -> list[Tensor]:
         self._meeting.slots[self.rank] = value.clone()
