@@ -13,7 +13,8 @@ number was chosen by looking at the target's labels, which serve for the table a
 the learning rate is the one with the lowest loss on MNIST images that are not trained on (``--choose``
 repeats that choice, as one `tt.sweep` of the ensemble), the others are the papers' usual ones.
 
-Run it with ``make demo``, or ``python examples/mnist_to_digits.py --help``.
+Run it with ``make demo``, or ``python examples/mnist_to_digits.py --help``. On two processes it makes the same
+updates, half of each batch on each: ``torchrun --nproc-per-node 2 examples/mnist_to_digits.py --backend gloo``.
 """
 
 from __future__ import annotations
@@ -151,14 +152,16 @@ class Run(NamedTuple):
     seconds: float
 
 
-def train(name: str, step: tt.Step, data: Data, steps: int, every: int, progress: bool) -> Run:
-    """Train all members of one way at once."""
+def train(name: str, step: tt.Step, data: Data, steps: int, every: int, progress: bool, mesh: Any) -> Run:
+    """Train all members of one way at once, on all processes."""
     seen = dict(data.target) if name == "target labels" else {"x": data.target["x"]}
     batches = tt.domains(
         source=tt.loader(data.source, batch_size=BATCH, last="drop"),
         target=tt.loader(seen, batch_size=BATCH, last="drop"),
         seed=0,
     )
+    if mesh.size() > 1:
+        step, batches = tt.shard(step, mesh), tt.dist.sliced(batches, mesh)
     shown = torch.stack([data.source["x"][:SHOWN], data.test["x"][:SHOWN]]).flatten(0, 1)
 
     def features(state: tt.State) -> Tensor:
@@ -175,7 +178,8 @@ def train(name: str, step: tt.Step, data: Data, steps: int, every: int, progress
     state = step.init({"source": data.source, "target": seen}, seed=0)
     before = features(state)
     began = time.perf_counter()
-    print(f"{name}: {steps} steps, {SEEDS} seeds at once")
+    if mesh.get_rank() == 0:
+        print(f"{name}: {steps} steps, {SEEDS} seeds at once")
     fitted = tt.fit(step, state, batches, steps=steps, evaluate=evaluate, evaluate_every=every, progress=progress)
     return Run(curve, before, features(fitted.state), time.perf_counter() - began)
 
@@ -244,17 +248,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/mnist_to_digits"), help="folder for the results")
     parser.add_argument("--choose", action="store_true", help="repeat the choice of the learning rate, and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--backend", default="gloo", help="between processes, under torchrun: gloo or ccl (gloo)")
     given = parser.parse_args()
     torch.set_num_threads(1)  # the nets are small: a second thread costs more than it brings
     data = load()
     if given.choose:
         choose(data, given.steps)
         return
+    mesh = tt.dist.init(given.backend)
     progress = not given.quiet
     runs = {
-        name: train(name, step, data, given.steps, max(given.steps // 20, 1), progress)
+        name: train(name, step, data, given.steps, max(given.steps // 20, 1), progress, mesh)
         for name, step in steps_of(given.steps).items()
     }
+    if mesh.get_rank() > 0:
+        return
     given.output.mkdir(parents=True, exist_ok=True)
     text = table(runs)
     (given.output / "table.txt").write_text(text + "\n")
