@@ -51,7 +51,7 @@ def test_wheel_holds_both_packages_whole_and_nothing_else(wheel: pathlib.Path) -
         pathlib.PurePosixPath(path.relative_to(ROOT).as_posix())
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".cpp", ".hpp") or path.name == "py.typed"
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(map(str, held))
     assert any(name.name == "LICENSE" for name in names)

@@ -31,7 +31,8 @@ def check_versions(installed: Mapping[str, str | None] | None = None) -> None:
 
     Example:
         >>> check_versions({"intel-extension-for-pytorch": "2.8.0+cpu", "torch": "2.8.1", "torchvision": None})
-        >>> check_versions({"intel-extension-for-pytorch": None, "torch": "2.15.0", "torchvision": "0.29.2"})
+        >>> newer = {"intel-extension-for-pytorch": None, "torch": "2.15.0", "torchvision": "0.29.2"}
+        >>> check_versions(newer)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         ttransfer._errors.TransferError: the backend 'ipex' needs intel-extension-for-pytorch 2.8.0, torch 2.8.0 ...
