@@ -5,6 +5,7 @@ python -m tests.dist.table
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
@@ -38,22 +39,37 @@ def run(backend: str, size: int, modes: Sequence[str], names: Sequence[str]) -> 
     return {(name, mode): gap for name, mode, gap in lines}
 
 
+def cell(gap: float | None) -> str:
+    """A gap as it is written; none where a case is refused."""
+    return "refused" if gap is None else f"{gap:.0e}"
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[2, 3, 4])
+    told = parser.parse_args()
+    columns = [column for column in COLUMNS if column[1] in told.sizes and column[2] in told.modes]
     found = {}
-    for backend, size, mode in COLUMNS:
-        found[backend, size, mode] = run(backend, size, [mode], [*TERMS, *WHOLE])
+    for backend, size, mode in columns:
+        # A step that spreads its optimizer is not compiled.
+        names = [name for name in (*TERMS, *WHOLE) if mode == "eager" or name != WHOLE[1]]
+        found[backend, size, mode] = run(backend, size, [mode], names)
         print(backend, size, mode, max(found[backend, size, mode].values()), flush=True)
-    head = " | ".join(f"{backend}, {size} ranks, {mode}" for backend, size, mode in COLUMNS)
+    head = " | ".join(f"{backend}, {size} ranks, {mode}" for backend, size, mode in columns)
     rows = [
-        f"| {name} | " + " | ".join(f"{found[c][name, c[2]]:.0e}" for c in COLUMNS) + " |" for name in (*TERMS, *WHOLE)
+        f"| {name} | " + " | ".join(cell(found[c].get((name, c[2]))) for c in columns) + " |"
+        for name in (*TERMS, *WHOLE)
     ]
     PAGE.write_text(
         "# Sharded is single\n\n"
         "How far the worst rank is from one process that has the whole batch, after two steps: the largest absolute\n"
         "difference over all parameters, buffers, optimizer states and logs, in float64. Rows are as uneven as they\n"
         "come: the first rank has all but one row for each other rank. Nets drop at random; the last three rows have\n"
-        f"batch normalisation, synced, or members. Written by `make test-dist`, torch {torch.__version__}.\n\n"
-        f"| term | {head} |\n|---|{'---|' * len(COLUMNS)}\n" + "\n".join(rows) + "\n"
+        "batch normalisation, synced, or members. `make test-dist` writes this page.\n\n"
+        f"    python -m tests.dist.table {' '.join(sys.argv[1:])}\n\n"
+        f"torch {torch.__version__}\n\n"
+        f"| term | {head} |\n|---|{'---|' * len(columns)}\n" + "\n".join(rows) + "\n"
     )
     largest = max(gap for column in found.values() for gap in column.values())
     print(f"largest difference: {largest:.1e}")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import ttransfer as tt
 from tests.support.compare import worst
-from tests.support.nets import conv, images, mlp, vectors
+from tests.support.nets import conv, mlp, vectors
 from tests.support.steps import refused, small_step
 from ttransfer.core._transforms import outside_of
 from ttransfer.dist._ranks import Ranks
@@ -41,4 +41,14 @@ def test_members_that_normalise_by_all_rows_cannot_be_compiled() -> None:
     assert tt.compile(tt.shard(step, tt.dist.init(), batchnorm="local"), backend="eager")
     frozen = tt.replace(step, buffers={"student": "eval"})
     assert tt.compile(tt.shard(frozen, tt.dist.init()), backend="eager")
-    assert images(0)
+
+
+def test_a_spread_optimizer_cannot_be_compiled() -> None:
+    step = small_step(TASK, {"student": tt.functional(mlp(1))})
+
+    def work(ranks: Ranks) -> str:
+        with pytest.raises(tt.TransferError) as error:
+            tt.compile(tt.shard(step, ranks, optimizer="sharded"), backend="eager")
+        return str(error.value)
+
+    assert all("another order" in text for text in run_ranks(2, work))

@@ -69,6 +69,12 @@ def outside_step(inputs: Inputs, expression: Any, sharding: Sharding) -> Outside
         return any_of(ranks, here)
 
     def uncompiled() -> str:
+        if sharding.spread and ranks.size > 1:
+            return (
+                "optimizer='sharded' sums, spreads and collects in exchanges that do not depend on each other, on "
+                "graphs that differ from rank to rank, and a compiler may put them in another order on each; run the "
+                "step uncompiled, or use optimizer='replicated'"
+            )
         if not sharding.norms or compiles(inputs.depth > 0):
             return ""
         of = "an ensemble or a sweep" if inputs.depth else "it"
