@@ -36,8 +36,7 @@ import ttransfer as tt
 
 DDP, DDP_COMPILED = "DDP, eager", "DDP, compiled"
 EAGER, COMPILED = "ours, eager", "ours, compiled"
-# For memory: one graph of eager kernels, donated, which is quick to compile.
-REPLICATED, SPREAD = "ours, replicated", "ours, sharded"
+SPREAD = "ours, eager, ZeRO-1"
 
 
 class Contestant(NamedTuple):
@@ -92,9 +91,7 @@ def contestant(
     step = means(problem, dtype) if training == "means" else our_step(problem, dtype)
     if size > 1:
         step = tt.shard(step, mesh, batchnorm=batchnorm, optimizer="sharded" if name == SPREAD else "replicated")
-    if name != EAGER:
-        step = tt.compile(step, donate=True, backend="inductor" if name == COMPILED else "aot_eager")
-    return _ours(step, own)
+    return _ours(tt.compile(step, donate=True) if name == COMPILED else step, own)
 
 
 def means(case: Case, dtype: torch.dtype) -> tt.Step:

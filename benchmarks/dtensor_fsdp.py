@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -196,7 +197,7 @@ def text_of(error: BaseException) -> str:
     before, sign, context = text.partition("Developer debug context:")
     # The compiler's errors are an explanation, hints, and what it met.
     text = f"{before.split('Hint:')[0].split('Explanation:')[-1]} {context}" if sign else text
-    text = " ".join(f"{type(error).__name__}: {text}".split())
+    text = " ".join(re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {text}").split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
 
 

@@ -10,7 +10,7 @@ def same(step: object) -> object:
 
 
 def test_what_is_needed_outside_is_that_of_the_transform_that_says_so() -> None:
-    outside = Outside(lambda s, b, c: c(), lambda s: s, lambda s: s, bool, True, str)
+    outside = Outside(lambda s, b, c: c(), lambda s: s, lambda s: s, bool, True, str, lambda p, s, b: {})
     plain, sharded = Transform("ensemble", {}, same), Transform("shard", {}, same, outer=True, outside=outside)
     assert outside_of([plain]) is None
     assert outside_of([plain, sharded, Transform("compile", {}, same, outer=True)]) is outside

@@ -40,7 +40,8 @@ def case(name: str) -> tuple[tt.Step, Any, dict[str, Any]]:
         return everything(nets(conv)), batches, {}
     if name == WHOLE[1]:
         optimizer = tt.optim.chain(tt.optim.clip_by_norm(0.1), tt.optim.adam(1e-2))
-        return tt.replace(everything(nets(conv)), optimizer=optimizer), batches, {"optimizer": "sharded"}
+        step = tt.replace(everything(nets()), optimizer=optimizer)
+        return step, [vectors(seed) for seed in range(2)], {"optimizer": "sharded"}
     return tt.ensemble(everything(nets()), 2), [vectors(seed) for seed in range(2)], {}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._higher_order_ops.effects import with_effects
 
-from ttransfer.dist._ops import all_gather, all_reduce, gather_rows, reduce_scatter
+from ttransfer.dist._ops import all_gather, all_reduce, all_reduce_joined, gather_rows, reduce_scatter
 from ttransfer.dist._ranks import Ranks
 from ttransfer.testing._threads import run_ranks
 
@@ -97,3 +101,29 @@ def test_in_a_graph() -> None:
         torch.testing.assert_close(torch.compile(loss, backend="aot_eager", fullgraph=True)(x), loss(x))
 
     run_ranks(1, work)
+
+
+def test_a_compiler_keeps_the_order_of_exchanges_that_do_not_depend_on_each_other() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def kept(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    def work(ranks: Ranks) -> Any:
+        def one(x: Tensor, y: Tensor) -> Any:
+            total = all_reduce_joined([x, y], ranks.group)[0]
+            every = all_gather(y, 1, ranks.group)
+            return every, reduce_scatter(x, 1, ranks.group), total
+
+        many = torch.compile(torch.func.vmap(one), backend=aot_autograd(fw_compiler=kept), fullgraph=True)
+        return many(torch.ones(2, 3), torch.ones(2, 4))
+
+    ((every, own, total),) = run_ranks(1, work)
+    assert (every.shape, own.shape, total.shape) == ((2, 4), (2, 3), (2, 7))
+    exchanges = [node for node in graphs[0].graph.nodes if node.target is with_effects]
+    assert [str(node.args[1]).split(".")[1] for node in exchanges] == [
+        "all_reduce_joined", "all_gather", "reduce_scatter",
+    ]  # fmt: skip
+    for before, after in itertools.pairwise(exchanges):
+        assert after.args[0].args[0] is before

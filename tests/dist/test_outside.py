@@ -43,12 +43,20 @@ def test_members_that_normalise_by_all_rows_cannot_be_compiled() -> None:
     assert tt.compile(tt.shard(frozen, tt.dist.init()), backend="eager")
 
 
-def test_a_spread_optimizer_cannot_be_compiled() -> None:
-    step = small_step(TASK, {"student": tt.functional(mlp(1))})
-
-    def work(ranks: Ranks) -> str:
-        with pytest.raises(tt.TransferError) as error:
-            tt.compile(tt.shard(step, ranks, optimizer="sharded"), backend="eager")
-        return str(error.value)
-
-    assert all("another order" in text for text in run_ranks(2, work))
+def test_a_description_tells_which_terms_see_all_rows_and_why() -> None:
+    terms = {
+        **TASK,
+        "mmd": tt.term(tt.align.mmd, "student(source)", "student(target)"),
+        "mixed": tt.term(F.mse_loss, tt.read("student(source)") | (lambda x: x - x.mean(0)), "student(source)"),
+    }
+    nets = {"student": tt.functional(mlp(1))}
+    game = tt.alternate(one=small_step(terms, nets), two=small_step(TASK, nets))
+    sharded = tt.compile(tt.ensemble(tt.shard(game, tt.dist.init()), 2), backend="eager")
+    assert "rows of all ranks" not in tt.describe(sharded)
+    assert "rows of all ranks" not in tt.describe(game, vectors(0))
+    lines = tt.describe(sharded, vectors(0)).splitlines()
+    at = lines.index("  terms that see the rows of all ranks")
+    assert lines[at + 1] == "    mmd    since it couples rows, or does not say that it does not"
+    assert lines[at + 2] == "    mixed  since a stage of its reads mixes rows"
+    assert lines[at + 3] == "  numbers"
+    assert lines.count("  terms that see the rows of all ranks") == 1

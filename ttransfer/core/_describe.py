@@ -11,6 +11,7 @@ from ttransfer.core._alternate import Alternation
 from ttransfer.core._spec import Expression, Plan, plan_of, slot, source_of
 from ttransfer.core._step import Started, Step, start
 from ttransfer.core._term import name_of
+from ttransfer.core._transforms import Outside, outside_of
 from ttransfer.core._types import Batch, Fixed, Schedule, Term
 
 __all__ = ["describe"]
@@ -48,13 +49,14 @@ def describe(step: Step, example_batch: Batch | None = None) -> str:
           all from the state's seed
     """
     lines: list[str] = []
-    expression = step.spec.expression
+    expression, outside = step.spec.expression, outside_of(step.spec.transforms)
     if isinstance(expression, Alternation):
         lines.append(f"phases, in turn: {', '.join(expression.order)}")
         for name, phase in expression.phases.items():
-            lines += [f"phase {name}", *("  " + line for line in _expression(phase.spec.expression, example_batch))]
+            about = _expression(phase.spec.expression, example_batch, name, outside)
+            lines += [f"phase {name}", *("  " + line for line in about)]
     else:
-        lines += _expression(expression, example_batch)
+        lines += _expression(expression, example_batch, "", outside)
     if step.spec.transforms:
         lines.append("then")
         for transform in step.spec.transforms:
@@ -63,16 +65,18 @@ def describe(step: Step, example_batch: Batch | None = None) -> str:
     return "\n".join(lines)
 
 
-def _expression(expression: Expression, example_batch: Batch | None) -> list[str]:
+def _expression(expression: Expression, example_batch: Batch | None, phase: str, outside: Outside | None) -> list[str]:
     plan = plan_of(expression)
     started = None if example_batch is None else start(expression, plan, example_batch, 0)
     averages = expression.ema.items()
+    gathered = {} if started is None or outside is None else outside.gathered(phase, started.state, example_batch)
     return [
         "forwards, in the order they run",
         *_table(_forwards(expression, plan)),
         *_block("averages", [[f"{n} = average of {e.of}", f"{e.mode}, buffers {e.buffers}"] for n, e in averages]),
         "terms",
         *_table([[name, _term(name, term, started)] for name, term in expression.terms.items()]),
+        *_block("terms that see the rows of all ranks", [[name, f"since {why}"] for name, why in gathered.items()]),
         "numbers",
         *_table(_numbers(expression, started)),
         "parameters",

@@ -19,6 +19,7 @@ class Outside(NamedTuple):
         agree: (whether something is so here) -> whether it is so on any rank.
         first: whether this process is the one that writes.
         uncompiled: () -> why the step cannot be compiled, "" if it can.
+        gathered: (phase, "" in a plain step; its state; its batch) -> term -> why it sees the rows of all ranks.
     """
 
     prepare: Callable[[Any, Any, Callable[[], Any]], Any]
@@ -27,6 +28,7 @@ class Outside(NamedTuple):
     agree: Callable[[bool], bool]
     first: bool
     uncompiled: Callable[[], str]
+    gathered: Callable[[str, Any, Any], Mapping[str, str]]
 
 
 class Transform(NamedTuple):

@@ -13,7 +13,7 @@ from ttransfer.core._spec import Expression
 from ttransfer.core._transforms import SHARDS
 from ttransfer.core._types import Batch
 from ttransfer.dist._layout import Layout, domain_at
-from ttransfer.dist._ops import all_reduce, gather_rows
+from ttransfer.dist._ops import all_reduce_joined, by_dtype, gather_rows
 from ttransfer.dist._ranks import Ranks, Rows
 
 __all__ = ["own_rows", "summed", "together"]
@@ -104,12 +104,8 @@ def summed(ranks: Ranks, tensors: Sequence[Tensor]) -> list[Tensor]:
         ranks: who takes part.
         tensors: of any shapes and dtypes.
     """
-    by_dtype: dict[torch.dtype, list[int]] = {}
-    for i, x in enumerate(tensors):
-        by_dtype.setdefault(x.dtype, []).append(i)
-    flats = [torch.cat([tensors[i].reshape(-1) for i in places]) for places in by_dtype.values()]
     out: list[Tensor] = list(tensors)
-    for places, total in zip(by_dtype.values(), all_reduce(flats, ranks.group), strict=True):
+    for places, total in zip(by_dtype(tensors).values(), all_reduce_joined(tensors, ranks.group), strict=True):
         parts = total.split([tensors[i].numel() for i in places])
         for i, part in zip(places, parts, strict=True):
             out[i] = part.reshape(tensors[i].shape)

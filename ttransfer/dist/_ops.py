@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
 from ttransfer.dist._channel import channel
 
-__all__ = ["all_gather", "all_reduce", "gather_rows", "reduce_scatter"]
+__all__ = ["all_gather", "all_reduce", "all_reduce_joined", "by_dtype", "gather_rows", "reduce_scatter"]
 
 _ALIGNED = 16  # bytes: a segment may be looked at as any dtype
 
@@ -112,6 +113,47 @@ def _sums_of_members(info: Any, dims: Any, xs: Any, group: str) -> Any:
 all_reduce.register_vmap(_sums_of_members)
 
 
+@torch.library.custom_op("ttransfer::all_reduce_joined", mutates_args=())
+def all_reduce_joined(xs: Sequence[Tensor], group: str) -> list[Tensor]:
+    """Sum tensors over the ranks, end to end: joined here, each is copied once.
+
+    Args:
+        xs: of any shapes and dtypes, the same on all ranks.
+        group: the name of the group.
+
+    Returns:
+        For each dtype, in the order of first mention, the sums of all entries of its tensors, (n,).
+    """
+    out = [torch.cat([xs[i].reshape(-1) for i in places]) for places in by_dtype(xs).values()]
+    channel(group).all_reduce(out)
+    return out
+
+
+def by_dtype(xs: Sequence[Tensor]) -> dict[torch.dtype, list[int]]:
+    """dtype -> the places of its tensors."""
+    found: dict[torch.dtype, list[int]] = {}
+    for i, x in enumerate(xs):
+        found.setdefault(x.dtype, []).append(i)
+    return found
+
+
+@all_reduce_joined.register_fake
+def _(xs: Sequence[Tensor], group: str) -> list[Tensor]:
+    return [xs[places[0]].new_empty(sum(xs[i].numel() for i in places)) for places in by_dtype(xs).values()]
+
+
+def _joined_of_members(info: Any, dims: Any, xs: Any, group: str) -> Any:
+    n = info.batch_size
+    last = [
+        x.unsqueeze(-1).expand(*x.shape, n) if axis is None else x.movedim(axis, -1)
+        for x, axis in zip(xs, dims[0], strict=True)
+    ]
+    return [flat.view(-1, n) for flat in all_reduce_joined(last, group)], [1] * len(by_dtype(xs))
+
+
+all_reduce_joined.register_vmap(_joined_of_members)
+
+
 @torch.library.custom_op("ttransfer::reduce_scatter", mutates_args=())
 def reduce_scatter(x: Tensor, size: int, group: str) -> Tensor:
     """Sum over the ranks and keep this rank's part.
@@ -168,3 +210,9 @@ def _all_of_members(info: Any, dims: Any, x: Any, size: int, group: str) -> Any:
 
 
 all_gather.register_vmap(_all_of_members)
+
+
+# Exchanges that do not depend on each other might be compiled into one order on one rank and into another on the next,
+# whose rows, or part of the optimizer's state, have other shapes. With an ordered effect they stay in the program's.
+for _exchange in (gather_rows, all_reduce, all_reduce_joined, reduce_scatter, all_gather):
+    _register_effectful_op(_exchange._opoverload, _EffectType.ORDERED)

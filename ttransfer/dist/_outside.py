@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -69,12 +69,6 @@ def outside_step(inputs: Inputs, expression: Any, sharding: Sharding) -> Outside
         return any_of(ranks, here)
 
     def uncompiled() -> str:
-        if sharding.spread and ranks.size > 1:
-            return (
-                "optimizer='sharded' sums, spreads and collects in exchanges that do not depend on each other, on "
-                "graphs that differ from rank to rank, and a compiler may put them in another order on each; run the "
-                "step uncompiled, or use optimizer='replicated'"
-            )
         if not sharding.norms or compiles(inputs.depth > 0):
             return ""
         of = "an ensemble or a sweep" if inputs.depth else "it"
@@ -84,7 +78,11 @@ def outside_step(inputs: Inputs, expression: Any, sharding: Sharding) -> Outside
             "or use tt.shard(..., batchnorm='local'), or buffers={net: 'eval'}"
         )
 
-    return Outside(prepare, collected, own, agree, ranks.rank == 0, uncompiled)
+    def gathered(phase: str, state: State, batch: Batch) -> Mapping[str, str]:
+        one = expression.phases[phase].spec.expression if phase else expression
+        return layout_of(one, inputs.parts[phase][1], state, batch).gathered
+
+    return Outside(prepare, collected, own, agree, ranks.rank == 0, uncompiled, gathered)
 
 
 def _opts(expression: Any, state: State) -> dict[str, Any]:

@@ -43,8 +43,7 @@ def shard(step: Step, mesh: Any, *, batchnorm: str = "synced", optimizer: str = 
         batchnorm: "synced" normalises by the statistics of all ranks' rows, as one process would; "local" by this
             rank's rows, as DDP does, which is another function, and keeps the mean of the ranks' running statistics.
             It matters only for nets in train mode with batch normalisation whose buffers are not "eval".
-        optimizer: "replicated" keeps the optimizer's whole state on each rank, "sharded" a part of it (ZeRO-1);
-            a step that spreads it over several ranks cannot be compiled yet.
+        optimizer: "replicated" keeps the optimizer's whole state on each rank, "sharded" a part of it (ZeRO-1).
 
     Returns:
         A Step for this rank. Numbers of rows may differ between ranks and steps; each rank needs one at least.

@@ -117,7 +117,7 @@ def build_sharded(
         written = _written(bound, state.buffers, buffers, rows)
         others = [*(value.to(torch.float64) for value in values.values()), *written.values()]
         trainable, opt, sums = moved(state, grads, numbers, others)
-        values = {name: total.to(values[name].dtype) for name, total in zip(values, sums, strict=False)}
+        values = {name: total.to(values[name].dtype) for name, total in zip(values, sums[: len(values)], strict=True)}
         means = dict(zip(written, sums[len(values) :], strict=True))
         buffers = {slot: {k: means.get((slot, k), x) for k, x in own.items()} for slot, own in buffers.items()}
         weighed = [weigh(term, name, numbers, values[name]) for name, term in expression.terms.items()]

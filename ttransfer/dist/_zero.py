@@ -22,7 +22,7 @@ from ttransfer.core._types import Optimizer, State, Tree
 from ttransfer.core._update import moved
 from ttransfer.dist._channel import channel
 from ttransfer.dist._exchange import summed
-from ttransfer.dist._ops import all_gather, reduce_scatter
+from ttransfer.dist._ops import all_gather, by_dtype, reduce_scatter
 from ttransfer.dist._ranks import Ranks
 
 __all__ = ["Spread", "keep", "owners_of", "spread", "whole"]
@@ -90,13 +90,6 @@ def spread(
     return tree.unflatten(state.trainable, leaves), opt, sums
 
 
-def _by_dtype(leaves: Sequence[Tensor]) -> dict[torch.dtype, list[int]]:
-    found: dict[torch.dtype, list[int]] = {}
-    for i, x in enumerate(leaves):
-        found.setdefault(x.dtype, []).append(i)
-    return found
-
-
 def _segments(
     size: int, owners: Sequence[int], places: Sequence[int], leaves: Sequence[Tensor]
 ) -> tuple[list[list[int]], int]:
@@ -114,7 +107,7 @@ def _flat(own: Sequence[Tensor], length: int, like: Tensor) -> Tensor:
 def _scattered(ranks: Ranks, owners: Sequence[int], leaves: list[Tensor]) -> list[Tensor]:
     """Sum the leaves over the ranks; each rank gets its own, and keeps what it had of the others'."""
     out = list(leaves)
-    for places in _by_dtype(leaves).values():
+    for places in by_dtype(leaves).values():
         each, length = _segments(ranks.size, owners, places, leaves)
         like = leaves[places[0]]
         whole = torch.cat([_flat([leaves[i] for i in own], length, like) for own in each])
@@ -126,7 +119,7 @@ def _scattered(ranks: Ranks, owners: Sequence[int], leaves: list[Tensor]) -> lis
 def _collected(ranks: Ranks, owners: Sequence[int], leaves: list[Tensor], like: list[Tensor]) -> list[Tensor]:
     """Take every leaf from its owner."""
     out = list(like)
-    for places in _by_dtype(like).values():
+    for places in by_dtype(like).values():
         each, length = _segments(ranks.size, owners, places, like)
         own = _flat([leaves[i] for i in each[ranks.rank]], length, like[places[0]])
         for taken, part in zip(each, all_gather(own, ranks.size, ranks.group).split(length), strict=True):
@@ -136,7 +129,8 @@ def _collected(ranks: Ranks, owners: Sequence[int], leaves: list[Tensor], like: 
 
 def _fill(out: list[Tensor], places: Sequence[int], flat: Tensor, like: Sequence[Tensor]) -> None:
     sizes = [like[i].numel() for i in places]
-    for i, part in zip(places, flat.split([*sizes, flat.numel() - sum(sizes)]), strict=False):
+    *parts, _ = flat.split([*sizes, flat.numel() - sum(sizes)])
+    for i, part in zip(places, parts, strict=True):
         out[i] = part.reshape(like[i].shape)
 
 
