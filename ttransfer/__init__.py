@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Term,
         WeightMap,
         alternate,
+        citation,
         describe,
         detach,
         ema,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 _PACKAGES = {
     "ttransfer.core": (
         "Adapter Batch Functional Logs Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step "
-        "Term WeightMap alternate describe detach ema ensemble fixed functional grid member parse_path "
+        "Term WeightMap alternate citation describe detach ema ensemble fixed functional grid member parse_path "
         "predict read reparam replace reverse set_hyper shared state_dict step sweep term write_back"
     ),
     "ttransfer.run": "Fitted checkpoints compile domains fit latest load loader save",

@@ -30,12 +30,16 @@ class Claims(NamedTuple):
         count: readings -> how many items the mean is over (rows, or valid labels).
         labels: (position of the logits, position of integer labels, ignored label), or None.
         own: True for this library's losses, whose float keywords all take tensors.
+        tags: what else it says that it obeys, by the names of `ttransfer.testing.Tags`.
+        about: what documents it, where that is another function.
     """
 
     coupled: bool = True
     count: Count | None = None
     labels: tuple[int, int, int] | None = None
     own: bool = False
+    tags: Mapping[str, Any] = {}
+    about: Callable[..., Any] | None = None
 
 
 def rows(*readings: Any) -> int:
@@ -46,11 +50,26 @@ def rows(*readings: Any) -> int:
     return 1
 
 
-def claims(*, coupled: bool, count: Count = rows, labels: tuple[int, int, int] | None = None) -> Callable[[Fn], Fn]:
-    """Declare a loss of this library; the function itself is returned unchanged."""
+def claims(
+    *,
+    coupled: bool,
+    count: Count = rows,
+    labels: tuple[int, int, int] | None = None,
+    about: Callable[..., Any] | None = None,
+    **tags: Any,
+) -> Callable[[Fn], Fn]:
+    """Declare a loss of this library; the function itself is returned unchanged.
+
+    Args:
+        coupled: as in `Claims`.
+        count: as in `Claims`; not asked of what is coupled.
+        labels: as in `Claims`.
+        about: as in `Claims`.
+        **tags: what the loss obeys beyond what its arguments' names say; the laws hold it to that.
+    """
 
     def declare(fn: Fn) -> Fn:
-        vars(fn)["claims"] = Claims(coupled, None if coupled else count, labels, own=True)
+        vars(fn)["claims"] = Claims(coupled, None if coupled else count, labels, own=True, tags=tags, about=about)
         return fn
 
     return declare

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
+import pathlib
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ttransfer as tt
+from ttransfer._claims import claims_of
 from ttransfer.testing import LawBroken, Tags, Trial, check_loss, judge, loss_trial, parametrize_with_checks, strategies
 
+ROOT = pathlib.Path(__file__).parents[1]
 HELD = {"gradcheck": "the bandwidth is the batch's own and held constant, as the papers' code has it"}
 METRIC = Tags(zero_at_equality=True, non_negative=True, symmetric=True, rotation_invariant=True, coupled=True)
 
@@ -139,9 +143,14 @@ def test_laws(check: Callable[[], None]) -> None:
 
 
 def test_every_loss_of_the_library_is_on_trial() -> None:
-    public = {getattr(module, name) for module in (tt.losses, tt.align) for name in module.__all__}
-    tried = {getattr(trial.subject.fn, "func", trial.subject.fn) for trial in TRIALS}
-    assert public - tried == {tt.align.gradient_reversal}  # no loss
+    public = {fn for module in (tt.losses, tt.align) for fn in map(vars(module).get, module.__all__)}
+    paths = [p for place in ("losses", "align") for p in (ROOT / place).glob("test_*.py")]
+    modules = [importlib.import_module(f"tests.{path.parent.name}.{path.stem}") for path in paths]
+    trials = [*TRIALS, *(trial for module in modules for trial in getattr(module, "TRIALS", ()))]
+    tried = {getattr(trial.subject.fn, "func", trial.subject.fn) for trial in trials}
+    assert {fn for fn in public - tried if claims_of(fn).own} == set()
+    compared = {getattr(t.subject.fn, "func", t.subject.fn) for t in trials if t.subject.reference is not None}
+    assert {getattr(tt.losses, name) for name in tt.losses.__all__} - compared == set()
 
 
 def test_a_strategy_of_the_users_own_is_all_that_is_drawn() -> None:

@@ -82,6 +82,22 @@ def check(
     raise typer.Exit(_check.run(options))
 
 
+@app.command()
+def losses(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="One of them, such as kd or losses.kd.")] = "",
+    cite: Annotated[bool, typer.Option("--bibtex", help="Print the papers for BibTeX.")] = False,
+) -> None:
+    """List the losses, alignments and ready terms; with NAME tell what one is, claims, and is checked against."""
+    from ttransfer._errors import TransferError
+    from ttransfer.cli import _losses
+
+    try:
+        raise typer.Exit(_losses.run(name, cite))
+    except TransferError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 

@@ -183,4 +183,5 @@ def name_of(fn: Callable[..., Any]) -> str:
     """
     while isinstance(fn, functools.partial):
         fn = fn.func
+    fn = _claims.claims_of(fn).about or fn
     return getattr(fn, "__name__", type(fn).__name__)

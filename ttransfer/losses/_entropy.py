@@ -8,7 +8,14 @@ from ttransfer._claims import claims
 from ttransfer.losses._check import want_logits
 
 
-@claims(coupled=False)
+@claims(
+    coupled=False,
+    non_negative=True,
+    shift_invariant=True,
+    class_symmetric=True,
+    row_symmetric=True,
+    double_backward=True,
+)
 def entropy(logits: Tensor) -> Tensor:
     r"""Mean Shannon entropy of the predictions.
 
@@ -29,6 +36,9 @@ def entropy(logits: Tensor) -> Tensor:
         >>> import torch, ttransfer as tt
         >>> round(tt.losses.entropy(torch.zeros(3, 4)).item(), 4)  # log 4
         1.3863
+
+    Checked against:
+        A loop.
 
     References:
         Yves Grandvalet, Yoshua Bengio. Semi-supervised Learning by Entropy Minimization. 2004.

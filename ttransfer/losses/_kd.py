@@ -8,7 +8,14 @@ from ttransfer._claims import claims
 from ttransfer.losses._check import want_logits
 
 
-@claims(coupled=False)
+@claims(
+    coupled=False,
+    zero_at_equality=True,
+    non_negative=True,
+    shift_invariant=True,
+    class_symmetric=True,
+    double_backward=True,
+)
 def kd(student: Tensor, teacher: Tensor, *, temperature: float | Tensor = 4.0) -> Tensor:
     r"""Divergence of the student's softened predictions from the teacher's.
 
@@ -34,6 +41,12 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float | Tensor = 4.0) -
         >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
         >>> round(tt.losses.kd(student, teacher, temperature=2.0).item(), 4)
         0.4438
+
+    Checked against:
+        modelopt's LogitsDistillationLoss, torchdistill's KDLoss, and a loop from the paper.
+
+    Peers:
+        All have it. torchdistill's KDLoss drops the factor T² where it is given no weight for the labels.
 
     References:
         Geoffrey Hinton, Oriol Vinyals, Jeff Dean. Distilling the Knowledge in a Neural Network. 2015.

@@ -50,12 +50,13 @@ def dann(
         ['scale', 'weight']
 
     References:
-        Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", 2015.
-        Ganin et al., "Domain-Adversarial Training of Neural Networks", 2016.
+        Yaroslav Ganin, Victor Lempitsky. Unsupervised Domain Adaptation by Backpropagation. 2015.
+        Yaroslav Ganin, Evgeniya Ustinova, Hana Ajakan, Pascal Germain, Hugo Larochelle, François Laviolette,
+        Mario Marchand, Victor Lempitsky. Domain-Adversarial Training of Neural Networks. 2016.
     """
 
-    @claims(coupled=True)
-    def dann(source: Tensor, target: Tensor, *, params: Mapping[str, Tensor], scale: float | Tensor = 1.0) -> Tensor:
+    @claims(coupled=True, about=dann)
+    def loss(source: Tensor, target: Tensor, *, params: Mapping[str, Tensor], scale: float | Tensor = 1.0) -> Tensor:
         own = dict(params)
         return domain_adversarial(
             critic.apply(own, gradient_reversal(source, scale)), critic.apply(own, gradient_reversal(target, scale))
@@ -64,4 +65,4 @@ def dann(
     def init(generator: torch.Generator, source: Tensor, target: Tensor) -> Params:
         return critic.init(generator, source)
 
-    return term(dann, source, target, weight=weight, params=init, scale=scale)
+    return term(loss, source, target, weight=weight, params=init, scale=scale)

@@ -134,7 +134,7 @@ class Report(NamedTuple):
 
     Example:
         >>> import ttransfer as tt
-        >>> report = judge(tt.testing.loss_trial(tt.losses.kd), only=["scalar", "symmetric", "shift-invariant"])
+        >>> report = judge(tt.testing.loss_trial(tt.losses.kd), only=["scalar", "symmetric", "repeat-invariant"])
         >>> [outcome.status for outcome in report.outcomes]
         ['obeyed', 'differs', 'seems']
     """

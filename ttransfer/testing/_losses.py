@@ -43,7 +43,7 @@ def loss_trial(
         example: a tuple of its arguments, or name -> argument: their number of rows and their values will
             vary, nothing else. Or a Hypothesis strategy for such tuples, from which alone is drawn. Without
             one, the arguments' names decide, and where these do not, trial.
-        tags: claims beyond what the names say.
+        tags: claims beyond what the names say, and beyond or instead of what the loss declares of itself.
         reference: a slow formula for the same, called with the same arguments in float64.
         limits: name -> (loss) -> (value, what it should be).
         expected_failed_checks: law -> why it does not hold. A law named here that holds is a failure.
@@ -62,8 +62,11 @@ def loss_trial(
         0
     """
     title = name or title_of(fn)
+    claims = claims_of(fn)
     fn = _in_its_inputs_dtype(fn) if isinstance(fn, nn.Module) else fn
-    tags = tags or Tags()
+    given = (tags or Tags())._asdict()
+    # What the loss declares holds unless it is said otherwise here.
+    tags = Tags(**{**claims.tags, **{k: v for k, v in given.items() if v != Tags._field_defaults[k]}})
     strategy = example if isinstance(example, SearchStrategy) else None
     same = False
     if strategy is not None:
@@ -72,7 +75,6 @@ def loss_trial(
         arguments = tuple(by_example(fn, example))
     else:
         arguments, same = inferred(title, fn, tags)
-    claims = claims_of(fn)
     teachers = tuple(a.name for a in arguments if a.role == "teacher")
     if tags.detaches != ():
         tags = tags._replace(detaches=tuple(dict.fromkeys((*teachers, *(tags.detaches or ())))))

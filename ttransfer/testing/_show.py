@@ -48,13 +48,13 @@ def print_report(report: Report, console: Console | None = None) -> None:
         >>> import sys, ttransfer as tt
         >>> from ttransfer.testing._law import judge
         >>> from ttransfer.testing._losses import loss_trial
-        >>> report = judge(loss_trial(tt.losses.kd), only=["stationary", "shift-invariant"])
+        >>> report = judge(loss_trial(tt.losses.kd), only=["stationary", "repeat-invariant"])
         >>> print_report(report, Console(file=sys.stdout, width=80))
         kd
         taken as  student: logits (n, c), teacher: logits (n, c)
         obeyed    stationary
-        seems     shift-invariant: not claimed, and found to hold
-                  claim it with --tag shift_invariant
+        seems     repeat-invariant: not claimed, and found to hold
+                  claim it with --tag repeat_invariant
         <BLANKLINE>
         kd: 1 law obeyed
     """

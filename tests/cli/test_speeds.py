@@ -1,0 +1,11 @@
+"""What was measured is of losses that are there."""
+
+from __future__ import annotations
+
+from ttransfer.cli._losses import entries
+from ttransfer.cli._speeds import SPEEDS
+
+
+def test_what_was_measured_is_there() -> None:
+    assert set(SPEEDS) <= {entry.name for entry in entries()}
+    assert all(eager > 0 and compiled > 0 for _, eager, compiled in SPEEDS.values())

@@ -1,0 +1,48 @@
+"""Roots, norms and distances where the plain formulas break."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.func import grad
+
+from ttransfer.losses._numeric import distances, gram, root, unit, wide
+
+
+def test_one_dtype_of_float32_at_least() -> None:
+    low, double = torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float64)
+    assert [x.dtype for x in wide(low, low)] == [torch.float32] * 2
+    assert [x.dtype for x in wide(low, double)] == [torch.float64] * 2
+
+
+def test_a_root_is_flat_at_0() -> None:
+    x = torch.tensor([0.0, 4.0, 1e-30])
+    assert root(x).tolist() == pytest.approx([0, 2, 1e-15])
+    assert grad(lambda x: root(x).sum())(x)[:2].tolist() == [0, 0.25]
+    assert grad(lambda x: grad(lambda y: root(y).sum())(x).sum())(x)[:2].tolist() == [0, -1 / 32]
+
+
+def test_vectors_of_any_size_become_units() -> None:
+    x = torch.tensor([[3.0, 4.0], [3e-30, 4e-30], [3e30, 4e30], [0.0, 0.0]])
+    assert unit(x).tolist() == [pytest.approx([0.6, 0.8])] * 3 + [[0, 0]]
+    assert grad(lambda x: unit(x).sum())(x).isfinite().all()
+    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    assert torch.allclose(unit(maps, (1, 2, 3)), torch.nn.functional.normalize(maps.flatten(1)).view_as(maps))
+
+
+def test_the_slope_of_a_unit() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit, x)
+    assert torch.autograd.gradgradcheck(unit, x)
+
+
+def test_distances_between_rows() -> None:
+    x = torch.randn(5, 2, 3, dtype=torch.float64) + 100
+    x[3] = x[1]
+    wanted = torch.stack([torch.stack([(a - b).norm() for b in x]) for a in x])
+    assert torch.allclose(distances(x), wanted, rtol=1e-9, atol=0)
+    assert distances(x)[1, 3] == 0
+    assert grad(lambda x: distances(x).sum())(x).isfinite().all()
+    apart = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(distances, apart)
+    assert torch.equal(gram(x), x.flatten(1) @ x.flatten(1).T)

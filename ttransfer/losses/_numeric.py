@@ -1,0 +1,51 @@
+"""Pieces of losses whose value and gradient are finite where the plain formula's are not."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+__all__ = ["distances", "gram", "root", "unit", "wide"]
+
+
+def wide(*xs: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in one dtype, float32 at least: sums of squares overflow and cancel in half precision."""
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in xs), torch.float32)
+    return tuple(x.to(dtype) for x in xs)
+
+
+def root(x: Tensor) -> Tensor:
+    """Square root of what is not negative; its slope at 0 is 0, where the root's own is infinite."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
+
+
+def unit(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
+    """Vectors of length 1 along some axes; a vector of zeros stays one, with a slope of 0."""
+    # By the largest entry first: squares of tiny and of huge numbers leave the range of floats.
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1)
+    squares = x.square().sum(dim, keepdim=True)
+    positive = squares > 0
+    return x * torch.where(positive, torch.where(positive, squares, 1).rsqrt(), 0)
+
+
+def gram(x: Tensor) -> Tensor:
+    """Inner products of rows: (n, ...) -> (n, n)."""
+    flat = x.flatten(1)
+    return flat @ flat.mT
+
+
+def distances(x: Tensor) -> Tensor:
+    """Euclidean distances between rows: (n, ...) -> (n, n). Rows that coincide have distance 0 and a slope of 0."""
+    flat = x.flatten(1)
+    # Distances do not see a shift, and the squares cancel least around the mean.
+    flat = flat - flat.detach().mean(0)
+    squares = flat.square().sum(1)
+    squared = squares[:, None] + squares - 2 * flat @ flat.mT
+    # What is left of rows that coincide is rounding.
+    rounding = 8 * torch.finfo(x.dtype).eps * (squares[:, None] + squares).detach()
+    apart = (squared.detach() > rounding) & ~torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
+    return root(torch.where(apart, squared, 0))
