@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 CONSTRAINTS ?= constraints.txt
-EXTRAS ?= lint,test
+EXTRAS ?= lint,test,oracles
 JOBS ?= 2
 
 bin := $(VENV)/bin
