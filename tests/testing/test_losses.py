@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import math
-import pathlib
 from collections.abc import Callable
 
 import pytest
@@ -16,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ttransfer as tt
+from tests.support.trials import all_trials
 from ttransfer._claims import claims_of
 from ttransfer.testing import LawBroken, Tags, Trial, check_loss, judge, loss_trial, parametrize_with_checks, strategies
 
-ROOT = pathlib.Path(__file__).parents[1]
 HELD = {"gradcheck": "the bandwidth is the batch's own and held constant, as the papers' code has it"}
 METRIC = Tags(zero_at_equality=True, non_negative=True, symmetric=True, rotation_invariant=True, coupled=True)
 
@@ -144,9 +142,7 @@ def test_laws(check: Callable[[], None]) -> None:
 
 def test_every_loss_of_the_library_is_on_trial() -> None:
     public = {fn for module in (tt.losses, tt.align) for fn in map(vars(module).get, module.__all__)}
-    paths = [p for place in ("losses", "align") for p in (ROOT / place).glob("test_*.py")]
-    modules = [importlib.import_module(f"tests.{path.parent.name}.{path.stem}") for path in paths]
-    trials = [*TRIALS, *(trial for module in modules for trial in getattr(module, "TRIALS", ()))]
+    trials = all_trials()
     tried = {getattr(trial.subject.fn, "func", trial.subject.fn) for trial in trials}
     assert {fn for fn in public - tried if claims_of(fn).own} == set()
     compared = {getattr(t.subject.fn, "func", t.subject.fn) for t in trials if t.subject.reference is not None}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from ttransfer.adapters._conv import conv
 from ttransfer.adapters._linear import linear, mlp
 from ttransfer.adapters._lora import lora
 
-__all__ = ["linear", "lora", "mlp"]
+__all__ = ["conv", "linear", "lora", "mlp"]
