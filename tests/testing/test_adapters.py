@@ -271,7 +271,24 @@ def slow_mlp(params: Params, x: Tensor) -> Tensor:
     return x
 
 
+def slow_conv(params: Params, x: Tensor) -> Tensor:
+    for i in range(0, len(params), 2):
+        weight, bias = params[f"{i}.weight"], params[f"{i}.bias"]
+        reach = weight.shape[-1] // 2
+        x = x if i == 0 else x.clamp_min(0)
+        wide = F.pad(x, (reach,) * 4)
+        places = [
+            torch.einsum("nchw,ochw->no", wide[..., y : y + 2 * reach + 1, z : z + 2 * reach + 1], weight) + bias
+            for y in range(x.shape[2])
+            for z in range(x.shape[3])
+        ]
+        x = torch.stack(places, -1).unflatten(-1, x.shape[2:])
+    return x
+
+
 OURS = {
+    "conv": (tt.adapters.conv(3), (4, 2, 3, 3), slow_conv),
+    "conv-deep-and-wide": (tt.adapters.conv(3, 2, kernel=3), (4, 2, 3, 3), slow_conv),
     "linear": (tt.adapters.linear(3), (8, 5), slow_linear),
     "linear-one": (tt.adapters.linear(1), (8, 5), slow_linear),
     "linear-without-bias-on-tokens": (tt.adapters.linear(5, bias=False), (8, 4, 5), slow_linear),
