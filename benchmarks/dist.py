@@ -11,6 +11,7 @@ import functools
 import os
 import platform
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -294,12 +295,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, help="also write the report to this file")
     parser.add_argument("--picture", type=Path, default=Path("runs/dist_messages.png"), help="gloo against oneCCL")
-    parser.add_argument("--parts", nargs="*", default=["messages", "threads", "ddp", "bytes", "memory", "kernels"])
+    every = ["messages", "threads", "ddp", "bytes", "memory", "kernels"]
+    parser.add_argument(
+        "--parts", nargs="*", default=every, help="measure these alone, and keep the others' old numbers"
+    )
     parser.add_argument("--quick", action="store_true", help="the small network, short, as a trial")
     given = parser.parse_args()
     private = in_private()
     given.picture.parent.mkdir(parents=True, exist_ok=True)
-    report, began, cases = Report(), time.perf_counter(), ["cnn"] if given.quick else list(ROWS)
+    report, cases = Report(), ["cnn"] if given.quick else list(ROWS)
     worlds = WORLDS[:1] if given.quick else WORLDS
     backends = [backend for backend in ("gloo", "ccl") if has(backend)]
     with tempfile.TemporaryDirectory() as cache:
@@ -317,13 +321,28 @@ def main() -> None:
             "memory": ("Memory with and without ZeRO-1", lambda: memory(report, [w for w in worlds if w != 3])),
             "kernels": ("A coupled term", lambda: kernels(report, long / 3)),
         }
+        found: dict[str, str] = {}
         for name in given.parts:
             title, measure = parts[name]
-            report.say(f"\n== {title} (load {os.getloadavg()[0]:.1f}) ==\n")
+            begin, began = len(report.lines), time.perf_counter()
+            report.say(f"== {title} (load {os.getloadavg()[0]:.1f}) ==\n")
             measure()
-    report.say(f"{time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f} at the end")
+            report.say(f"{time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f} at the end")
+            found[title] = "\n".join(report.lines[begin:]) + "\n"
     if given.output:
-        given.output.write_text("\n".join(report.lines) + "\n")
+        titles = [title for title, _ in parts.values()]
+        given.output.write_text(renewed(given.output, report.lines[0], titles, found))
+
+
+def renewed(path: Path, head: str, titles: Sequence[str], found: Mapping[str, str]) -> str:
+    """The report with the parts that were measured, and its old ones for those that were not."""
+    old = path.read_text() if path.exists() else ""
+    kept = {
+        title: each for each in re.split(r"^(?=== )", old, flags=re.MULTILINE) for title in titles
+        if each.startswith(f"== {title} (")
+    }  # fmt: skip
+    known = {**{title: each.rstrip() + "\n" for title, each in kept.items()}, **found}
+    return head + "\n\n" + "\n".join(known[title] for title in titles if title in known)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def read(path: Path) -> Measured:
     messages: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for operation in ("all_reduce", "all_gather"):
         table = _table(text, f"{operation}, 2 ranks")
-        for i, backend in enumerate(name for name in table[0] if name in ("gloo", "ccl")):
+        for i, backend in enumerate(dict.fromkeys(name for name in table[0] if name in ("gloo", "ccl"))):
             messages[operation, backend] = [(float(row[0]), 1e-6 * float(row[1 + 2 * i])) for row in table[1:]]
     # The last two words of a row are the ratio of CPU time and milliseconds.
     threads = _table(text, "resnet10, 64 + 64 rows")
