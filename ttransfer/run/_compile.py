@@ -21,6 +21,7 @@ from ttransfer.core._step import Spec, Step
 from ttransfer.core._transforms import SHARDS, TOTALS, Transform, outside_of
 from ttransfer.core._types import Batch, Functional, Logs, State
 from ttransfer.run._backends import Compiler, backend_of
+from ttransfer.run._inductor import has_halves, inductor_options
 
 __all__ = ["compile"]
 
@@ -80,7 +81,7 @@ def compile(
     outside = outside_of(plain.spec.transforms)
     if outside is not None and (why := outside.uncompiled()):
         raise TransferError(f"compile: {why}")
-    update = _outer(plain, compiler, donate, rows)
+    update = _outer(plain, compiler, donate, rows, precision is not None)
     return Step(plain.init, update, Spec(step.spec.expression, (*step.spec.transforms, again)))
 
 
@@ -114,13 +115,12 @@ def _with_hyper(state: State, hyper: dict[str, Tensor]) -> State:
 
 
 def _graph(
-    step: Step, backend: Compiler, donate: bool, device: torch.device, dynamic: bool | None
+    step: Step, backend: Compiler, donate: bool, device: torch.device, dynamic: bool | None, halves: bool
 ) -> Callable[..., Any]:
     """Compile the update."""
     options: dict[str, Any] = {"guard_filter_fn": _guarded}
-    if backend == "inductor" and device.type == "cpu":
-        # Channels-last convolutions: slower here (benchmarks/results.txt, "inductor's defaults").
-        options["layout_optimization"] = False
+    if backend == "inductor":
+        options.update(inductor_options(device, halves))
     return torch.compile(_entry(step, donate), backend=backend, fullgraph=True, dynamic=dynamic, options=options)
 
 
@@ -188,7 +188,9 @@ def _normal(setting: _Setting) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def _outer(step: Step, backend: Compiler, donate: bool, rows: str) -> Callable[[State, Batch], tuple[State, Logs]]:
+def _outer(
+    step: Step, backend: Compiler, donate: bool, rows: str, halves: bool
+) -> Callable[[State, Batch], tuple[State, Logs]]:
     """Return the function that users call: it checks and normalises, then runs the graph.
 
     The first batch's shapes have a graph of their own, and all others share a second one: left to itself
@@ -225,7 +227,8 @@ def _outer(step: Step, backend: Compiler, donate: bool, rows: str) -> Callable[[
         if dynamic:
             _mark_rows(wanted, inputs.stacked)
         if dynamic not in graphs:
-            graphs[dynamic] = _graph(step, backend, donate, state.step.device, None if dynamic else False)
+            low = halves or has_halves([*tree.leaves(state), *tree.leaves(wanted)])
+            graphs[dynamic] = _graph(step, backend, donate, state.step.device, None if dynamic else False, low)
         names = tuple(state.hyper)
         with _normal(setting[0]):
             # A step all of whose numbers are fixed has none.

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttransfer.run._inductor import has_halves, inductor_options
 from ttransfer_ext.ipex._gradients import restore_gradients
 from ttransfer_ext.ipex._versions import check_versions
 
 __all__ = ["compiler"]
-
-HALVES = (torch.bfloat16, torch.float16)
 
 
 def compiler() -> Callable[..., Any]:
@@ -50,11 +49,11 @@ def ipex(graph: torch.fx.GraphModule, inputs: list[Tensor], **options: Any) -> C
     caching: Any = torch.compiler.config  # its `patch` is made at run time
     # IPEX does not pass options on to inductor, in which it ends; they are set around it. Its graphs are kept apart
     # in inductor's cache, whose key does not tell who generates the code nor whether gradients were restored.
-    changes: dict[str, Any] = {"layout_optimization": False}
-    if any(getattr(node.meta.get("example_value"), "dtype", None) in HALVES for node in graph.graph.nodes):
-        # With 512-bit vectors some graphs in bfloat16 give NaN: two vision transformers, a student and its teacher.
-        changes["cpp.simdlen"] = 256
-    with config.patch(changes), caching.patch(cache_key_tag="ttransfer-ipex"):
+    values = [node.meta.get("example_value") for node in graph.graph.nodes]
+    with (
+        config.patch(inductor_options(torch.device("cpu"), has_halves(values))),
+        caching.patch(cache_key_tag="ttransfer-ipex"),
+    ):
         return lookup_backend("ipex")(graph, inputs, **options)
 
 
