@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ttransfer._errors import TransferError
-from ttransfer.losses._check import want_logits
+from ttransfer.losses._check import want_logits, want_variant
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 10), (4, 10, 3, 2)])
@@ -27,3 +27,10 @@ def test_logits_pass(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_others_do_not(student: torch.Tensor, teacher: torch.Tensor, message: str) -> None:
     with pytest.raises(TransferError, match="loss: .*" + message):
         want_logits("loss", student=student, teacher=teacher)
+
+
+def test_a_variant_is_the_papers_or_the_codes() -> None:
+    want_variant("loss", "paper")
+    want_variant("loss", "code")
+    with pytest.raises(TransferError, match="loss: wanted variant 'paper' or 'code', got 'papers'"):
+        want_variant("loss", "papers")

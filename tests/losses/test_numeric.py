@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import grad
 
-from ttransfer.losses._numeric import distances, gram, root, unit, wide
+from ttransfer.losses._numeric import distances, gram, picked, root, unit, wide, without
 
 
 def test_one_dtype_of_float32_at_least() -> None:
@@ -46,3 +46,15 @@ def test_distances_between_rows() -> None:
     apart = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(distances, apart)
     assert torch.equal(gram(x), x.flatten(1) @ x.flatten(1).T)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 5)])
+def test_a_label_apart_from_the_other_classes(shape: tuple[int, ...]) -> None:
+    x = torch.randn(*shape, dtype=torch.float64)
+    labels = torch.randint(0, 3, (shape[0], *shape[2:]))
+    there, rest = without(x, labels)
+    assert torch.equal(there.sum(1), torch.ones_like(labels))
+    assert torch.equal(picked(x, labels), x.movedim(1, -1)[there.movedim(1, -1)].reshape(labels.shape))
+    assert torch.equal(rest.isinf(), there)
+    torch.testing.assert_close(torch.logaddexp(picked(x, labels), rest.logsumexp(1)), x.logsumexp(1))
+    assert grad(lambda x: without(x, labels)[1].logsumexp(1).sum())(x).isfinite().all()

@@ -146,7 +146,8 @@ def test_every_loss_of_the_library_is_on_trial() -> None:
     tried = {getattr(trial.subject.fn, "func", trial.subject.fn) for trial in trials}
     assert {fn for fn in public - tried if claims_of(fn).own} == set()
     compared = {getattr(t.subject.fn, "func", t.subject.fn) for t in trials if t.subject.reference is not None}
-    assert {getattr(tt.losses, name) for name in tt.losses.__all__} - compared == set()
+    losses = {getattr(tt.losses, name) for name in tt.losses.__all__}
+    assert {fn for fn in losses - compared if claims_of(fn).own} == set()
 
 
 def test_a_strategy_of_the_users_own_is_all_that_is_drawn() -> None:
@@ -162,7 +163,7 @@ def test_a_strategy_of_the_users_own_is_all_that_is_drawn() -> None:
 
 
 def test_a_report_and_a_failure() -> None:
-    report = check_loss(tt.losses.kd)
+    report = check_loss(lambda student, teacher: tt.losses.kd(student, teacher), name="kd")
     assert {"shift-invariant", "zero-at-equality"} <= set(report.seems)
     assert not report.failed
     with pytest.raises(LawBroken, match=r"kd obeys .* fails 1") as found:

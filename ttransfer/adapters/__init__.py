@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ttransfer.adapters._conv import conv
+from ttransfer.adapters._gc_block import gc_block
 from ttransfer.adapters._linear import linear, mlp
 from ttransfer.adapters._lora import lora
+from ttransfer.adapters._stochnorm import stochnorm
 
-__all__ = ["conv", "linear", "lora", "mlp"]
+__all__ = ["conv", "gc_block", "linear", "lora", "mlp", "stochnorm"]

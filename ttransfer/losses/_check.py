@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 
-__all__ = ["want_alike", "want_floats", "want_labels", "want_logits", "want_maps", "want_rows"]
+__all__ = ["want_alike", "want_floats", "want_labels", "want_logits", "want_maps", "want_rows", "want_variant"]
 
 
 def want_logits(called: str, **given: Tensor) -> None:
@@ -84,6 +84,12 @@ def want_maps(called: str, *, channels: bool = True, space: bool = True, **given
             raise TransferError(
                 f"{called}: wanted feature maps of the same height and width, got {_shown(given)}{cure}"
             )
+
+
+def want_variant(called: str, variant: str) -> None:
+    """Refuse a variant that is neither the paper's formula nor that of its authors' code."""
+    if variant not in ("paper", "code"):
+        raise TransferError(f"{called}: wanted variant 'paper' or 'code', got {variant!r}")
 
 
 def _one_shape(called: str, given: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["distances", "gram", "root", "unit", "wide"]
+__all__ = ["distances", "gram", "picked", "root", "unit", "wide", "without"]
 
 
 def wide(*xs: Tensor) -> tuple[Tensor, ...]:
@@ -49,3 +49,15 @@ def distances(x: Tensor) -> Tensor:
     rounding = 8 * torch.finfo(x.dtype).eps * (squares[:, None] + squares).detach()
     apart = (squared.detach() > rounding) & ~torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
     return root(torch.where(apart, squared, 0))
+
+
+def picked(x: Tensor, labels: Tensor) -> Tensor:
+    """The entries of the labels' classes: (n, classes, ...) -> (n, ...)."""
+    return x.gather(1, labels.long()[:, None])[:, 0]
+
+
+def without(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the labels' classes are, and logits (n, classes, ...) without them: -inf, which a softmax leaves out."""
+    classes = torch.arange(x.shape[1], device=x.device).reshape(-1, *[1] * (x.ndim - 2))
+    there = classes == labels[:, None]
+    return there, torch.where(there, -torch.inf, x)

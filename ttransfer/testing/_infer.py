@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -116,7 +117,7 @@ def sample(a: Argument, tags: Tags, same: bool, seed: int, rows: int = 4) -> Any
     if a.kind == "fixed":
         return a.value
     if a.kind == "labels":
-        return torch.arange(shape[0]) % 2 if shape else torch.tensor(0)
+        return (torch.arange(math.prod(shape)) % 2).reshape(shape)
     if a.kind == "mask":
         return torch.ones(shape, dtype=a.value.dtype if isinstance(a.value, Tensor) else torch.bool)
     value = torch.randn(shape, generator=generator)

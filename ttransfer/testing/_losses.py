@@ -64,9 +64,8 @@ def loss_trial(
     title = name or title_of(fn)
     claims = claims_of(fn)
     fn = _in_its_inputs_dtype(fn) if isinstance(fn, nn.Module) else fn
-    given = (tags or Tags())._asdict()
-    # What the loss declares holds unless it is said otherwise here.
-    tags = Tags(**{**claims.tags, **{k: v for k, v in given.items() if v != Tags._field_defaults[k]}})
+    said = {key: x for key, x in (tags or Tags())._asdict().items() if x != Tags._field_defaults[key]}
+    tags = Tags(**{**claims.tags, **said})  # what the loss declares holds unless it is said otherwise here
     strategy = example if isinstance(example, SearchStrategy) else None
     same = False
     if strategy is not None:
@@ -84,7 +83,7 @@ def loss_trial(
         tags = tags._replace(min_batch=fewest_rows(fn, arguments, same))
     rows = None if example is None or strategy is not None else only_rows(fn, arguments)
     subject = Subject(title, fn, arguments, tags, strategy, reference, limits or {}, examples, same, rows)
-    _all_can_be_tried(subject)
+    _all_can_be_tried(subject, said)
     laws = tuple(one for group in GROUPS for one in group.LAWS) + _reference.limit_laws(limits or {})
     taken = ", ".join(map(str, arguments)) + (", m = n" if same else "")
     if rows:
@@ -111,15 +110,15 @@ def _in_its_inputs_dtype(module: nn.Module) -> Callable[..., Any]:
     return call
 
 
-def _all_can_be_tried(subject: Subject) -> None:
-    """Refuse a claim that the arguments give no way to try.
+def _all_can_be_tried(subject: Subject, said: Mapping[str, Any]) -> None:
+    """Refuse a claim made for this trial that the arguments give no way to try.
 
     Raises:
         TransferError: for such a claim.
     """
     for one in (*_equality.LAWS, *_symmetry.LAWS):
         tag = one.name.replace("-", "_")
-        if getattr(subject.tags, tag, None) is True and one.claim(subject) is False:
+        if said.get(tag) is True and one.claim(subject) is False:
             raise TransferError(
                 f"{subject.name}: {tag} is claimed, and cannot be tried on "
                 f"({', '.join(map(str, subject.arguments))}); give an example, or names that say more"
