@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ttransfer as tt
+from ttransfer.run._inductor import has_halves, inductor_options
 from ttransfer_ext.ipex import restore_gradients
 
 ROWS, SIZE, CLASSES = 16, 64, 10
@@ -143,8 +144,10 @@ def channels_last(backend: str) -> Callable[..., Any]:
     def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor], **_: Any) -> Callable[..., Any]:
         from torch._inductor import config
 
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        settings = {**inductor_options(torch.device("cpu"), has_halves(values)), "layout_optimization": True}
         with (
-            config.patch(layout_optimization=True),
+            config.patch(settings),
             torch.compiler.config.patch(cache_key_tag=f"benchmark-{backend}"),
         ):
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
@@ -206,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, help="also write the report to this file")
     parser.add_argument("--cache", type=Path, help="keep compiled code here, for another run to begin with")
+    parser.add_argument("--precisions", nargs="*", default=["float32", "bfloat16"], help="measure these alone")
     parser.add_argument("--seconds", type=float, default=40, help="of interleaved rounds for each table (40)")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -223,8 +227,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(given.cache or scratch)
         for net in NETS:
-            for precision in (None, "bfloat16"):
-                measure(report, net, precision, given.seconds)
+            for precision in given.precisions:
+                measure(report, net, None if precision == "float32" else precision, given.seconds)
                 torch._dynamo.reset()
     report.say(f"{time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f} at the end")
     if given.output:

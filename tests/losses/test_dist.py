@@ -124,6 +124,14 @@ def test_a_single_row_has_no_relation_over_rows() -> None:
     torch.testing.assert_close(grad(dist)(student, teacher), grad(lambda s: dist(s, teacher, gamma=0.0))(student))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_relation(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[0.3, -0.2, 0.1]], dtype=dtype).expand(7, -1)
+    teacher = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert grad(dist)(rows, teacher).abs().max() < 1
+    assert grad(lambda s: torchdistill("DISTLoss", s, teacher.float()))(rows.float()).abs().max() > 1e3
+
+
 def test_errors() -> None:
     x, f = torch.zeros(4, 3), torch.zeros(4, 2, 3, 3)
     with pytest.raises(TransferError, match=r"dist: wanted tensors of one shape"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
+from tests.support.peers import same, tapped, theirs
 from ttransfer._claims import claims_of
 from ttransfer._errors import TransferError
 from ttransfer.losses import kd
@@ -179,3 +180,20 @@ def test_errors_name_shapes_and_dtypes() -> None:
         kd(torch.zeros(4), torch.zeros(4))
     with pytest.raises(TransferError, match=r"not labels.*teacher \(4, 10\) int64"):
         kd(torch.zeros(4, 10), torch.zeros(4, 10, dtype=torch.int64))
+
+
+def test_beside_others() -> None:
+    student, teacher = pair((5, 7))
+    labels = torch.tensor([0, 6, 2, 3, 1])
+    same(kd, theirs("modelopt.torch.distill", "LogitsDistillationLoss", 4.0, "batchmean"), student, teacher)
+    io = {f"{side}_module_{end}": x for side in ("student", "teacher") for end, x in (("path", "x"), ("io", "output"))}
+    other = theirs("torchdistill.losses.mid_level", "KDLoss", **io, temperature=4.0, alpha=0.5, beta=1.0)
+
+    def alone(s: Tensor, t: Tensor) -> Tensor:
+        return other(tapped(x=s), tapped(x=t), labels) - 0.5 * torch.nn.functional.cross_entropy(s, labels)
+
+    same(kd, alone, student, teacher)
+    bare = theirs("torchdistill.losses.mid_level", "KDLoss", **io, temperature=4.0, alpha=0.0)
+    assert kd(student, teacher).item() == pytest.approx(
+        16 * bare(tapped(x=student), tapped(x=teacher)).item(), rel=1e-9
+    )

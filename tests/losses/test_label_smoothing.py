@@ -69,3 +69,5 @@ def test_errors() -> None:
         label_smoothing(torch.zeros(4, 3), torch.zeros(4))
     with pytest.raises(TransferError, match=r"label_smoothing: wanted one label for each row"):
         label_smoothing(torch.zeros(4, 3), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(IndexError, match=r"out of bounds"):  # not ignored in one part and counted in the other
+        label_smoothing(torch.zeros(4, 3), torch.full((4,), -100))

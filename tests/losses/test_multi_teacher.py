@@ -56,6 +56,13 @@ def test_it_is_the_mean_of_kd() -> None:
     torch.testing.assert_close(multi_teacher_kd(student, teachers, weights), weights @ expected, rtol=1e-12, atol=0)
 
 
+def test_classes_may_be_numbered_otherwise() -> None:
+    student, teachers = case()
+    order = [3, 0, 4, 1, 2]
+    got = multi_teacher_kd(student[:, order], teachers[:, :, order])
+    torch.testing.assert_close(got, multi_teacher_kd(student, teachers), rtol=1e-12, atol=0)
+
+
 def test_weights_by_row() -> None:
     student, teachers = case()
     weights = torch.rand(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -80,13 +80,13 @@ def test_torchdistill_agrees() -> None:
     torch.testing.assert_close(got[1], 4 * theirs(without, student, teacher), rtol=1e-9, atol=0)
 
 
-def test_rows_of_equal_logits_have_a_slope_here_and_none_there() -> None:
+def test_rows_of_equal_logits_are_flat_here_and_steep_there() -> None:
     _, teacher, _ = case()
     even = torch.zeros_like(teacher)
     assert grad(standardized_kd)(even, teacher).count_nonzero() == 0
     assert grad(standardized_kd)(even + 0.1, teacher).count_nonzero() == 0
     peer = torchdistill(temperature=2.0, alpha=0.0)
-    assert grad(lambda s: theirs(peer, s, teacher))(even).isnan().all()
+    assert grad(lambda s: theirs(peer, s, teacher))(even).abs().max() > 1e5
 
 
 def test_a_row_may_have_a_scale_and_a_shift_of_its_own() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ttransfer.terms._ctkd import ctkd
 from ttransfer.terms._dann import dann
+from ttransfer.terms._vid import vid
 
-__all__ = ["dann"]
+__all__ = ["ctkd", "dann", "vid"]
