@@ -39,7 +39,9 @@ def test_papers_for_bibtex(capsys: Out) -> None:
 
 def test_a_name_that_is_none(capsys: Out) -> None:
     assert main(["losses", "entrpy"]) == 2
-    assert capsys.readouterr().err.strip() == "losses: there is no 'entrpy'; did you mean 'entropy' or 'losses.entropy'?"
+    assert (
+        capsys.readouterr().err.strip() == "losses: there is no 'entrpy'; did you mean 'entropy' or 'losses.entropy'?"
+    )
 
 
 def test_each_says_where_it_is_from_and_what_it_is_checked_against() -> None:

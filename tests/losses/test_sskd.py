@@ -48,7 +48,7 @@ def slow(student: Tensor, teacher: Tensor, temperature: float = 0.5, keep: float
     # Rounding tells cosines apart that are equal.
     scores = [[round(value, 9) for value in row] for row in tables[1].tolist()]
     rows = chosen(scores, [i // 3 for i in range(len(scores))], keep)
-    return divergence(*tables, rows, temperature)
+    return divergence(tables[0], tables[1], rows, temperature)
 
 
 def slow_transformed(
@@ -69,7 +69,11 @@ TRIALS = (
         functools.partial(sskd, keep=1.0), EIGHT, reference=functools.partial(slow, keep=1.0), name="sskd of all"
     ),
     loss_trial(sskd, EIGHT),
-    loss_trial(sskd_transformed, reference=slow_transformed),
+    loss_trial(
+        sskd_transformed,
+        reference=slow_transformed,
+        expected_failed_checks={"every-argument": "where all rows are kept, as in the paper, labels choose none"},
+    ),
     loss_trial(
         functools.partial(sskd_transformed, keep=0.5, temperature=1.0),
         reference=functools.partial(slow_transformed, keep=0.5, temperature=1.0),
@@ -113,7 +117,9 @@ def torchdistill(part: int, keep: float) -> Callable[..., Tensor]:
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.75, 1.0])
-def test_torchdistill_agrees(keep: float) -> None:
+def test_torchdistill_agrees(keep: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Theirs leaves open which of equal ranks come first.
+    monkeypatch.setattr(torch, "argsort", functools.partial(torch.argsort, stable=True))
     generator = torch.Generator().manual_seed(0)
     f, g = torch.randn(2, 24, 5, dtype=torch.float64, generator=generator)
     s, t = torch.randn(2, 24, 4, dtype=torch.float64, generator=generator)

@@ -163,7 +163,10 @@ def test_a_strategy_of_the_users_own_is_all_that_is_drawn() -> None:
 
 
 def test_a_report_and_a_failure() -> None:
-    report = check_loss(lambda student, teacher: tt.losses.kd(student, teacher), name="kd")
+    def undeclared(student: Tensor, teacher: Tensor) -> Tensor:
+        return tt.losses.kd(student, teacher)
+
+    report = check_loss(undeclared)
     assert {"shift-invariant", "zero-at-equality"} <= set(report.seems)
     assert not report.failed
     with pytest.raises(LawBroken, match=r"kd obeys .* fails 1") as found:

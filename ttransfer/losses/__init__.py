@@ -56,9 +56,12 @@ from ttransfer.losses._skd import skd_direction, skd_instance
 from ttransfer.losses._sobolev import jacobian_matching, sobolev
 from ttransfer.losses._soft import logit_mse, soft_cross_entropy
 from ttransfer.losses._sp import sp
+from ttransfer.losses._srd import srd
+from ttransfer.losses._sskd import sskd, sskd_transformed
 from ttransfer.losses._standardize import standardize, standardized_kd
 from ttransfer.losses._tf_kd import tf_kd
 from ttransfer.losses._tinybert import tinybert_attention, tinybert_hidden
+from ttransfer.losses._topk import save_topk, topk_kd
 from ttransfer.losses._vid import vid
 from ttransfer.losses._vitkd import vitkd
 from ttransfer.losses._wsld import wsld
@@ -139,18 +142,23 @@ __all__ = [
     "rkd",
     "rkd_angle",
     "rkd_distance",
+    "save_topk",
     "self_distillation",
     "skd_direction",
     "skd_instance",
     "sobolev",
     "soft_cross_entropy",
     "sp",
+    "srd",
+    "sskd",
+    "sskd_transformed",
     "standardize",
     "standardized_kd",
     "tf_kd",
     "tinybert_attention",
     "tinybert_hidden",
     "token_similarity",
+    "topk_kd",
     "vid",
     "vitkd",
     "wsld",

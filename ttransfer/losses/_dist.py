@@ -132,15 +132,13 @@ def dist_plus(
     want_maps("dist_plus", student_map=student_map, teacher_map=teacher_map)
     s, t, f, g = wide(student, teacher.detach(), student_map, teacher_map.detach())
     value = _dist(s, t, beta, gamma, temperature)
-    value = value + iota * (1 - _correlation(f, g, 1).mean())
-    value = value + kappa * (1 - _correlation(f.sum(1), g.sum(1), 0).mean())
+    value = value + iota * _apart(f, g, 1) + kappa * _apart(f.sum(1), g.sum(1), 0)
     return value.to(torch.promote_types(student.dtype, teacher.dtype))
 
 
 def _dist(s: Tensor, t: Tensor, beta: float | Tensor, gamma: float | Tensor, temperature: float | Tensor) -> Tensor:
     p, q = (_rows(x / temperature).softmax(1) for x in (s, t))
-    rows, classes = _correlation(p, q, 1).mean(), _correlation(p, q, 0).mean()
-    return temperature**2 * (beta * (1 - rows) + gamma * (1 - classes))
+    return temperature**2 * (beta * _apart(p, q, 1) + gamma * _apart(p, q, 0))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -148,8 +146,22 @@ def _rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
-def _correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    x, y = x - x.mean(dim, keepdim=True), y - y.mean(dim, keepdim=True)
-    # Each norm by itself: of constant values neither the quotient nor its gradient is infinite.
-    norms = [z.square().sum(dim).clamp_min(_EPS**2).sqrt() for z in (x, y)]
-    return (x * y).sum(dim) / (norms[0] * norms[1])
+def _apart(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """One minus the mean correlation along an axis."""
+    x, to_unit_x = _centred(x, dim)
+    y, to_unit_y = _centred(y, dim)
+    value = 1 - ((x * y).sum(dim, keepdim=True) * to_unit_x * to_unit_y).mean()
+    # Rounding may leave -1e-8. The value is lifted to 0, the gradient stays.
+    return value - value.detach().clamp_max(0)
+
+
+def _centred(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Without the mean, and one over the norm of that; 0 for what is constant, with a slope of 0."""
+    mean = x.mean(dim, keepdim=True)
+    centred = x - mean
+    squares = centred.square().sum(dim, keepdim=True)
+    # What rounding leaves of equal numbers has no direction either.
+    whole = (squares + x.shape[dim] * mean.square()).detach()
+    rounding = ((8 * torch.finfo(x.dtype).eps) ** 2 * whole).clamp_min(_EPS**2)
+    varied = squares.detach() > rounding
+    return centred, torch.where(varied, torch.where(varied, squares, 1).rsqrt(), 0)

@@ -82,19 +82,20 @@ def dkd(
         raise TransferError(f"dkd: wanted at least two classes, got student {shown(student)}")
     want_labels("dkd", student, labels)
     s, t = wide(student, teacher.detach())
-    odds_s, rest_s = _split(s / temperature, labels)
-    odds_t, rest_t = _split(t / temperature, labels)
+    there, odds_s, rest_s = _split(s / temperature, labels)
+    _, odds_t, rest_t = _split(t / temperature, labels)
     # log p_y and log (1 - p_y) are logarithms of sigmoids of the log-odds.
     tckd = odds_t.sigmoid() * (F.logsigmoid(odds_t) - F.logsigmoid(odds_s))
     tckd = tckd + (-odds_t).sigmoid() * (F.logsigmoid(-odds_t) - F.logsigmoid(-odds_s))
-    # Both are 0 at the label's class, which counts nothing thereby.
-    nckd = (rest_t.exp() * (rest_t - rest_s)).sum(1)
+    nckd = (rest_t.exp() * torch.where(there, 0, rest_t - rest_s)).sum(1)
     value = (temperature**2 * (alpha * tckd + beta * nckd)).mean()
     return value.to(torch.promote_types(student.dtype, teacher.dtype))
 
 
-def _split(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-odds of the label's class, and the log-probabilities among the others, 0 at the label's."""
+def _split(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the label's class is, its log-odds, and the log-probabilities among the others, -inf at the label's."""
     there, others = without(z, labels)
-    total = others.logsumexp(1, keepdim=True)
-    return picked(z, labels) - total[:, 0], torch.where(there, 0, others - total)
+    rest = others.log_softmax(1)
+    # Any other class, such as the next one, tells the logarithm of the sum over the others: its logit less its own.
+    beside = (labels + 1) % z.shape[1]
+    return there, picked(z, labels) - picked(z, beside) + picked(rest, beside), rest

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer.losses._check import want_labels, want_logits
-from ttransfer.losses._numeric import picked, wide
+from ttransfer.losses._numeric import wide
 
 
 @claims(coupled=False, non_negative=True, shift_invariant=True, class_symmetric=True, double_backward=True)
@@ -52,4 +53,6 @@ def label_smoothing(logits: Tensor, labels: Tensor, *, smoothing: float | Tensor
     want_labels("label_smoothing", logits, labels)
     (z,) = wide(logits)
     log_p = z.log_softmax(1)
-    return ((smoothing - 1) * picked(log_p, labels) - smoothing * log_p.mean(1)).mean().to(logits.dtype)
+    # No label is ignored: the other part would still count its row. -100 is refused as any that is out of range.
+    own = F.nll_loss(log_p, labels.long(), ignore_index=-(2**31))
+    return ((1 - smoothing) * own - smoothing * log_p.mean()).to(logits.dtype)

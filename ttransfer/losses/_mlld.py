@@ -71,9 +71,7 @@ def mlld(
     if student.ndim != 2:
         raise TransferError(f"mlld: wanted logits (n, classes), got student {shown(student)}")
     if mask is not None and mask.shape != student.shape[:1]:
-        raise TransferError(
-            f"mlld: wanted a weight for each row, got student {shown(student)}, mask {shown(mask)}"
-        )
+        raise TransferError(f"mlld: wanted a weight for each row, got student {shown(student)}, mask {shown(mask)}")
     if len(temperatures) == 0:
         raise TransferError("mlld: wanted at least one temperature, got none")
     s, t = wide(student, teacher.detach())

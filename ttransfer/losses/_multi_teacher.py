@@ -108,7 +108,7 @@ def mean_probabilities(teachers: Tensor, *, temperature: float | Tensor = 1.0) -
         A loop.
 
     Peers:
-        ZhiJian's and e2eAIOK's ensembles have none.
+        None of the peers has it.
 
     References:
         Shan You, Chang Xu, Chao Xu, Dacheng Tao. Learning from Multiple Teacher Networks. 2017.
@@ -119,7 +119,7 @@ def mean_probabilities(teachers: Tensor, *, temperature: float | Tensor = 1.0) -
     return (temperature * log_mean).to(teachers.dtype)
 
 
-@claims(coupled=False, non_negative=True, shift_invariant=True, class_symmetric=True, double_backward=True)
+@claims(coupled=False, non_negative=True, shift_invariant=True, double_backward=True)
 def multi_teacher_kd(
     student: Tensor,
     teachers: Tensor,

@@ -39,7 +39,7 @@ def standardize(logits: Tensor) -> Tensor:
         The method of torchdistill's LogitStdKDLoss.
 
     Peers:
-        torchdistill and the authors' code have a slope that is NaN for rows of equal logits.
+        torchdistill and the authors' code have a slope of 1e7 at rows of equal logits, such as those of a new head.
 
     References:
         Shangquan Sun, Wenqi Ren, Jingzhi Li, Rui Wang, Xiaochun Cao.
@@ -89,8 +89,8 @@ def standardized_kd(student: Tensor, teacher: Tensor, *, temperature: float | Te
         torchdistill's LogitStdKDLoss, and a loop from the paper.
 
     Peers:
-        torchdistill's LogitStdKDLoss drops the factor T² where it is given no weight for the labels, and is NaN in
-        its gradient for rows of equal logits.
+        torchdistill's LogitStdKDLoss drops the factor T² where it is given no weight for the labels, and has a
+        slope of 1e7 at rows of equal logits.
 
     References:
         Shangquan Sun, Wenqi Ren, Jingzhi Li, Rui Wang, Xiaochun Cao.

@@ -61,7 +61,7 @@ def tf_kd(
         A loop from the paper, and for "code" the authors' formula with `F.kl_div`.
 
     Peers:
-        KD_Lib's VirtualTeacher and others copy the authors' code, some with the sum over classes.
+        Copies of the authors' code abound, some with the sum over classes.
 
     References:
         Li Yuan, Francis E. H. Tay, Guilin Li, Tao Wang, Jiashi Feng.

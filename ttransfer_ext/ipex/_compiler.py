@@ -50,10 +50,8 @@ def ipex(graph: torch.fx.GraphModule, inputs: list[Tensor], **options: Any) -> C
     # IPEX does not pass options on to inductor, in which it ends; they are set around it. Its graphs are kept apart
     # in inductor's cache, whose key does not tell who generates the code nor whether gradients were restored.
     values = [node.meta.get("example_value") for node in graph.graph.nodes]
-    with (
-        config.patch(inductor_options(torch.device("cpu"), has_halves(values))),
-        caching.patch(cache_key_tag="ttransfer-ipex"),
-    ):
+    settings = inductor_options(torch.device("cpu"), has_halves(values))
+    with config.patch(settings), caching.patch(cache_key_tag="ttransfer-ipex"):
         return lookup_backend("ipex")(graph, inputs, **options)
 
 
