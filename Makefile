@@ -18,15 +18,17 @@ pip := $(bin)/python -m pip install --quiet --quiet --disable-pip-version-check 
 run := OMP_NUM_THREADS=1 $(bin)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-only test-dist test-all test-ipex test-ipex-quick bench-ipex lint format bench \
-	bench-dist clean
+.PHONY: help demo demo-distill test test-only test-dist test-all test-ipex test-ipex-quick bench-ipex lint format \
+	bench bench-dist bench-losses clean
 
 help:
 	@echo "make demo      adapt MNIST to UCI digits: a table and a picture"
+	@echo "make demo-distill  MNIST with 50 labels and a teacher: eight losses, a table and a picture"
 	@echo "make test      lint, then all tests"
 	@echo "make lint      ruff, pyright, import contracts"
 	@echo "make format    rewrite the sources as ruff wants them"
 	@echo "make bench     our step against hand-written ones"
+	@echo "make bench-losses  our losses against those of other packages"
 	@echo "make bench-dist  sharded steps against threads and DDP, gloo against oneCCL, what they send and keep"
 	@echo "make test-dist the table of sharded steps beside single ones, on gloo and oneCCL"
 	@echo "make test-all  test, test-dist, test-ipex, demo, bench and bench-dist"
@@ -38,6 +40,14 @@ help:
 
 demo: $(VENV)/.demo
 	$(bin)/python examples/mnist_to_digits.py
+
+demo-distill: $(VENV)/.test
+	$(bin)/python examples/distill_mnist.py
+
+# docs/losses.md and `ttransfer losses` quote what this writes.
+bench-losses: $(VENV)/.test
+	$(bin)/python benchmarks/losses.py --output benchmarks/losses.txt --write
+	$(bin)/python -m tests.support.losses_table
 
 bench: $(VENV)/.demo
 	$(bin)/python benchmarks/step.py --output benchmarks/results.txt
