@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,9 +89,10 @@ def run(name: str, cite: bool) -> int:
             return 0
         _all(console, known)
         return 0
+    name = name.lower()
     chosen = [entry for entry in known if name in (entry.name, entry.name.split(".")[1], f"tt.{entry.name}")]
     if not chosen:
-        names = [each for entry in known for each in (entry.name, entry.name.split(".")[1])]
+        names = [entry.name.split(".")[1] for entry in known]
         raise TransferError(f"losses: there is no {name!r}{nearest(name, names)}")
     for entry in chosen:
         if cite:
@@ -130,4 +132,7 @@ def _one(console: Console, entry: Entry) -> None:
         if text:
             table.add_row(title, text)
     console.print(table)
+    for title in ("Args", "Returns", "Raises", "Example"):
+        if text := section(entry.fn, title):
+            console.print(f"\n{title}:\n{textwrap.indent(text, '    ')}", soft_wrap=True)
     console.print()

@@ -18,6 +18,8 @@ from ttransfer.core._types import Fixed, Params, Schedule, Term, Tree
 
 __all__ = ["name_of", "term"]
 
+_OWN = ("weight", "params", "state", "coupled", "count")  # keywords of `term` itself
+
 
 def term(
     fn: Callable[..., Any],
@@ -134,7 +136,7 @@ def _check_call(fn: Callable[..., Any], name: str, arguments: int, keywords: Map
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for key in keywords:
             if key not in accepted:
-                raise TransferError(f"term({name}): {name} has no keyword {key!r}{nearest(key, accepted)}")
+                raise TransferError(f"term({name}): {name} has no keyword {key!r}{nearest(key, [*accepted, *_OWN])}")
     try:
         signature.bind(*([None] * arguments), **keywords)
     except TypeError as error:

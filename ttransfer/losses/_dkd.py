@@ -32,7 +32,8 @@ def dkd(
     r"""Divergence for the label's class against the rest, and divergence among the rest, weighed apart.
 
     .. math::
-        \frac{T^2}{n} \sum_i \alpha \, \mathrm{KL}(b^t_i \,\|\, b^s_i) + \beta \, \mathrm{KL}(r^t_i \,\|\, r^s_i),
+        \frac{T^2}{n} \sum_i \bigl[
+        \alpha \, \mathrm{KL}(b^t_i \,\|\, b^s_i) + \beta \, \mathrm{KL}(r^t_i \,\|\, r^s_i) \bigr],
         \qquad b = (p_y, 1 - p_y), \quad r = \mathrm{softmax}\bigl((z_j / T)_{j \neq y}\bigr)
 
     p is the softened prediction, b the label's class against all others (TCKD), r the prediction among the others

@@ -15,7 +15,7 @@ def label_smoothing(logits: Tensor, labels: Tensor, *, smoothing: float | Tensor
     r"""Cross-entropy with labels mixed with the uniform distribution.
 
     .. math::
-        -\frac1n \sum_i (1 - \varepsilon) \log p_{i, y_i} + \frac{\varepsilon}{c} \sum_j \log p_{ij},
+        -\frac1n \sum_i \Bigl[ (1 - \varepsilon) \log p_{i, y_i} + \frac{\varepsilon}{c} \sum_j \log p_{ij} \Bigr],
         \qquad p_i = \mathrm{softmax}(z_i)
 
     The label's class has the probability 1 - ε + ε/c, each other ε/c. `F.cross_entropy(label_smoothing=...)` is the
