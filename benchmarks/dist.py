@@ -24,12 +24,12 @@ import torch
 from _child import MB
 from _group import Group, in_private, sent
 from _measure import Times
-from _sharded import COMPILED, DDP, DDP_COMPILED, EAGER, SPREAD
+from _sharded import BARE, COMPILED, DDP, DDP_COMPILED, EAGER, SPREAD
 from step import ALLOCATOR, Report
 
 ROWS = {"cnn": 128, "resnet10": 64}  # of each domain, on all ranks together
 BURST = {"cnn": 5, "resnet10": 1}  # steps in a turn
-CONTESTANTS = (DDP, DDP_COMPILED, EAGER, COMPILED)
+CONTESTANTS = (DDP, DDP_COMPILED, EAGER, COMPILED, BARE)
 OPERATIONS = ("all_reduce", "all_gather")
 SIZES = tuple(4**k for k in range(1, 14))  # bytes: 4 to 64 MB
 EXACT = 1e-9

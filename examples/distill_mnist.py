@@ -5,7 +5,7 @@ labelled images and then frozen, has none to give away but what it says of image
 shown no label. 2000 other images are the test.
 
 - labels alone: cross-entropy on the 50; and, as what could be reached, on all 3000;
-- KD on the 50: the teacher on the same few images, which adds little;
+- KD on the 50: the teacher on the same few images;
 - eight losses on the 3000: of logits (KD, KD of standardised logits, DIST, squared error), of features (FitNet, RKD,
   similarity), of maps (attention transfer), each with the weight of its paper and the cross-entropy of the 50;
 - a vision transformer teaches the convolutions: its patch tokens are laid out as a map, its class token as features;
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -94,8 +95,10 @@ def taught(make: Callable[[], nn.Module], data: Data, steps: int, progress: bool
         task=tt.term(F.cross_entropy, "net(pool)", "pool.y"),
     )
     batches = tt.domains(pool=tt.loader(data.pool, batch_size=BATCH, last="drop"), seed=0)
-    state = tt.fit(step, step.init({"pool": data.pool}, seed=0), batches, steps=steps, progress=progress).state
-    tt.write_back(state, net)
+    fitted = tt.fit(step, step.init({"pool": data.pool}, seed=0), batches, steps=steps, progress=progress)
+    if fitted.stopped:
+        sys.exit(f"stopped by {fitted.stopped}")
+    tt.write_back(fitted.state, net)
     return net
 
 
@@ -192,7 +195,10 @@ def train(name: str, step: tt.Step, data: Data, steps: int, progress: bool) -> R
 
     state = step.init({"labelled": data.labelled, "pool": pool}, seed=0)
     began = time.perf_counter()
-    tt.fit(step, state, batches, steps=steps, evaluate=evaluate, evaluate_every=max(steps // 15, 1), progress=progress)
+    every = max(steps // 15, 1)
+    fitted = tt.fit(step, state, batches, steps=steps, evaluate=evaluate, evaluate_every=every, progress=progress)
+    if fitted.stopped:
+        sys.exit(f"stopped by {fitted.stopped}")
     return Run(curve, time.perf_counter() - began)
 
 
@@ -237,7 +243,7 @@ def draw(runs: dict[str, Run], teachers: dict[str, float], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=600, help="updates of each run (600)")
+    parser.add_argument("--steps", type=int, default=500, help="updates of each run (500)")
     parser.add_argument("--output", type=Path, default=Path("runs/distill_mnist"), help="folder for the results")
     parser.add_argument("--only", nargs="*", help="run these alone")
     parser.add_argument("--quiet", action="store_true", help="no progress")
