@@ -31,7 +31,7 @@ help:
 	@echo "make bench-losses  our losses against those of other packages"
 	@echo "make bench-dist  sharded steps against threads and DDP, gloo against oneCCL, what they send and keep"
 	@echo "make test-dist the table of sharded steps beside single ones, on gloo and oneCCL"
-	@echo "make test-all  test, test-dist, test-ipex, demo, bench and bench-dist"
+	@echo "make test-all  test, test-dist, test-ipex, the demos and the benchmarks"
 	@echo "make clean     remove what the above made, .venv too"
 	@echo "with torch 2.8, the oldest allowed, and IPEX, in .venv-ipex (about 7 GB):"
 	@echo "make test-ipex        all tests and the demo"
@@ -102,6 +102,9 @@ test-all: test
 	@$(MAKE) --no-print-directory demo
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory bench-dist
+	@$(MAKE) --no-print-directory demo-distill
+	@$(MAKE) --no-print-directory bench-losses
+	@$(MAKE) --no-print-directory bench-ipex
 
 # pyright --verifytypes takes its Python from the path alone.
 lint: export PATH := $(abspath $(bin)):$(PATH)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from tests.support import peers
 from ttransfer._errors import TransferError
 from ttransfer.losses._bss import bss
 from ttransfer.testing import loss_trial, parametrize_with_checks
@@ -55,8 +56,7 @@ def test_coinciding_values_have_a_finite_gradient(x: Tensor) -> None:
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 9)])
 def test_zhijian_has_the_same(shape: tuple[int, int]) -> None:
-    module = pytest.importorskip("zhijian.models.regularization.loss.bss")
-    peer = module.BSS(alpha=1.0)
+    peer = peers.theirs("zhijian.models.regularization.loss.bss", "BSS", alpha=1.0)
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(bss(x), peer(x), rtol=1e-10, atol=0)
     torch.testing.assert_close(grad(bss)(x), grad(peer)(x), rtol=1e-9, atol=1e-12)

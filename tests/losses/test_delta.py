@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from tests.support import peers
 from ttransfer._errors import TransferError
 from ttransfer.losses._delta import delta
 from ttransfer.testing import loss_trial, parametrize_with_checks
@@ -54,8 +55,7 @@ def test_uniform_weights_are_no_weights() -> None:
 
 
 def test_peers_sum_over_the_batch() -> None:
-    module = pytest.importorskip("zhijian.models.regularization.loss.delta")
-    peer = module.DELTA([])
+    peer = peers.theirs("zhijian.models.regularization.loss.delta", "DELTA", [])
     s, t = (torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     # 4 rows and 4 positions.
     theirs = lambda x: peer.reg_fea_map([t], [x]) / 16  # noqa: E731

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
+from tests.support import peers
 from ttransfer._errors import TransferError
 from ttransfer.losses._dist import dist, dist_plus
 from ttransfer.testing import loss_trial, parametrize_with_checks
@@ -72,9 +72,6 @@ def case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def torchdistill(name: str, *tensors: Tensor, **given: Any) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = pytest.importorskip("torchdistill.losses.mid_level")
     ends = ("logit", "feature")[: len(tensors) // 2]
     names = {"dist": ("",), "plus": ("logit_", "feature_")}["plus" if len(ends) == 2 else "dist"]
     paths = {}
@@ -83,7 +80,7 @@ def torchdistill(name: str, *tensors: Tensor, **given: Any) -> Tensor:
             paths |= {f"{side}_{end}module_path": end or "x", f"{side}_{end}module_io": "output"}
     student = {end or "x": {"output": x} for end, x in zip(names, tensors[::2], strict=True)}
     teacher = {end or "x": {"output": x} for end, x in zip(names, tensors[1::2], strict=True)}
-    return getattr(module, name)(**paths, **given)(student, teacher)
+    return peers.theirs("torchdistill.losses.mid_level", name, **paths, **given)(student, teacher)
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])

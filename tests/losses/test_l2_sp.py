@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 import ttransfer as tt
+from tests.support import peers
 from tests.support.nets import mlp
 from ttransfer._errors import TransferError
 from ttransfer.losses._l2_sp import l2, l2_sp
@@ -123,9 +124,8 @@ def test_a_term_reads_the_parameters() -> None:
 
 
 def test_zhijian_has_the_same() -> None:
-    module = pytest.importorskip("zhijian.models.regularization.loss.l2sp")
     params, start = weights(), weights(1)
-    peer = module.L2SP([["body"], ["bias"]], alpha=0.3, beta=0.7)
+    peer = peers.theirs("zhijian.models.regularization.loss.l2sp", "L2SP", [["body"], ["bias"]], alpha=0.3, beta=0.7)
     del start["head"]
     ours = lambda p: l2_sp(p, start, alpha=0.3, beta=0.7)  # noqa: E731
     theirs = lambda p: peer({**start, "head": p["head"]}, p)  # noqa: E731

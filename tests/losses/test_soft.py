@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
+from tests.support import peers
 from ttransfer._errors import TransferError
 from ttransfer.losses import entropy, kd
 from ttransfer.losses._soft import logit_mse, soft_cross_entropy
@@ -71,7 +72,7 @@ def test_torch_agrees() -> None:
 
 
 def test_zhijian_agrees_but_for_the_teachers_gradient() -> None:
-    peer = pytest.importorskip("zhijian.models.kd.loss.logits").Logits()
+    peer = peers.theirs("zhijian.models.kd.loss.logits", "Logits")
     student, teacher = pair(5, 7)
     ours, theirs = (grad_and_value(fn)(student, teacher) for fn in (logit_mse, peer))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)

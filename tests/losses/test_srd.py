@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
+from tests.support import peers
 from ttransfer._errors import TransferError
 from ttransfer.losses import kd
 from ttransfer.losses._srd import srd
@@ -49,16 +49,13 @@ def test_laws(check: Callable[[], None]) -> None:
 
 
 def torchdistill(exponent: float) -> Callable[..., Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = pytest.importorskip("torchdistill.losses.mid_level")
     paths = {
         f"{side}_{end}_module_{what}": end
         for side in ("student", "teacher")
         for end in ("feature", "linear")
         for what in ("path", "io")
     }
-    peer = module.SRDLoss(**paths, exponent=exponent)
+    peer = peers.theirs("torchdistill.losses.mid_level", "SRDLoss", **paths, exponent=exponent)
 
     def call(student: Tensor, teacher: Tensor, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         def io(x: Tensor, z: Tensor) -> dict[str, dict[str, Tensor]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from tests.support import peers
 from ttransfer._errors import TransferError
 from ttransfer.losses import kd
 from ttransfer.losses._sskd import sskd, sskd_transformed
@@ -100,13 +100,18 @@ def test_the_slow_loop_agrees(keep: float, seed: int) -> None:
 
 
 def torchdistill(part: int, keep: float) -> Callable[..., Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = pytest.importorskip("torchdistill.losses.mid_level")
     paths = {f"{side}_{end}_module_path": end for side in ("student", "teacher") for end in ("linear", "ss")}
     weights = [float(i == part) for i in range(4)]
-    peer = module.SSKDLoss(
-        **paths, kl_temp=4.0, ss_temp=0.5, tf_temp=4.0, ss_ratio=keep, tf_ratio=keep, loss_weights=weights
+    peer = peers.theirs(
+        "torchdistill.losses.mid_level",
+        "SSKDLoss",
+        **paths,
+        kl_temp=4.0,
+        ss_temp=0.5,
+        tf_temp=4.0,
+        ss_ratio=keep,
+        tf_ratio=keep,
+        loss_weights=weights,
     )
 
     def call(logits: tuple[Tensor, Tensor], labels: Tensor, features: tuple[Tensor, Tensor]) -> Tensor:

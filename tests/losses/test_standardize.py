@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vmap
 
+from tests.support import peers
 from ttransfer._errors import TransferError
 from ttransfer.losses import kd
 from ttransfer.losses._dkd import dkd
@@ -55,11 +55,8 @@ def case() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def torchdistill(**given: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = pytest.importorskip("torchdistill.losses.mid_level")
     paths = {f"{side}_module_{end}": "x" for side in ("student", "teacher") for end in ("path", "io")}
-    return module.LogitStdKDLoss(**paths, **given)
+    return peers.theirs("torchdistill.losses.mid_level", "LogitStdKDLoss", **paths, **given)
 
 
 def theirs(peer: Any, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ttransfer._errors import TransferError, shown
+from ttransfer._errors import TransferError
+from ttransfer.adapters._layer import start_layer, want_map
 from ttransfer.core._maps import Adapter
 from ttransfer.core._types import Params
 
@@ -49,19 +48,15 @@ def conv(*channels: int, kernel: int = 1, bias: bool = True) -> Adapter:
         raise TransferError(f"conv: wanted an odd kernel, which has a middle, got {kernel}")
 
     def init(generator: torch.Generator, like: Tensor) -> Params:
-        _want_map(like)
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        want_map("conv", like)
         params: Params = {}
         for i, (into, out) in enumerate(zip((like.shape[1], *channels), channels, strict=False)):
-            weight = torch.empty(out, into, kernel, kernel, dtype=dtype, device=generator.device)
-            params[f"{2 * i}.weight"] = nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
-            if bias:
-                bound = 1 / math.sqrt(into * kernel**2)
-                params[f"{2 * i}.bias"] = weight.new_empty(out).uniform_(-bound, bound, generator=generator)
+            layer = start_layer(generator, (out, into, kernel, kernel), like.dtype, bias)
+            params.update({f"{2 * i}.{name}": value for name, value in layer.items()})
         return params
 
     def apply(params: Params, feature: Tensor) -> Tensor:
-        _want_map(feature, params["0.weight"].shape[1])
+        want_map("conv", feature, params["0.weight"].shape[1])
         for i in range(len(channels)):
             if i:
                 feature = feature.relu()
@@ -69,10 +64,3 @@ def conv(*channels: int, kernel: int = 1, bias: bool = True) -> Adapter:
         return feature
 
     return Adapter(init, apply)
-
-
-def _want_map(x: Tensor, channels: int | None = None) -> None:
-    if x.ndim != 4 or x.shape[1] == 0 or not x.is_floating_point():
-        raise TransferError(f"conv: wanted a map (n, c, h, w) of floating numbers, got {shown(x)}")
-    if channels is not None and x.shape[1] != channels:
-        raise TransferError(f"conv: wanted c = {channels}, as at init, got {shown(x)}")

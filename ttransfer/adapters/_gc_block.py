@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttransfer._errors import TransferError, shown
+from ttransfer._errors import TransferError
+from ttransfer.adapters._layer import start_layer, want_map
 from ttransfer.core._maps import Adapter
 from ttransfer.core._types import Params
 
@@ -53,27 +52,23 @@ def gc_block(ratio: int = 2) -> Adapter:
         raise TransferError(f"gc_block: wanted a ratio of at least 1, got {ratio}")
 
     def init(generator: torch.Generator, like: Tensor) -> Params:
-        _want_map(like)
+        want_map("gc_block", like)
         c = like.shape[1]
         middle = max(1, c // ratio)
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=generator.device)
-
-        bound = 1 / math.sqrt(c)
+        first = start_layer(generator, (middle, c), like.dtype)
+        weight = first["weight"]
         return {
-            "mask.weight": nn.init.kaiming_normal_(empty(1, c), generator=generator),
-            "0.weight": nn.init.kaiming_uniform_(empty(middle, c), a=math.sqrt(5), generator=generator),
-            "0.bias": empty(middle).uniform_(-bound, bound, generator=generator),
-            "1.weight": empty(middle).fill_(1),
-            "1.bias": empty(middle).zero_(),
-            "3.weight": empty(c, middle).zero_(),
-            "3.bias": empty(c).zero_(),
+            "mask.weight": nn.init.kaiming_normal_(weight.new_empty(1, c), generator=generator),
+            "0.weight": weight,
+            "0.bias": first["bias"],
+            "1.weight": weight.new_ones(middle),
+            "1.bias": weight.new_zeros(middle),
+            "3.weight": weight.new_zeros(c, middle),
+            "3.bias": weight.new_zeros(c),
         }
 
     def apply(params: Params, feature: Tensor) -> Tensor:
-        _want_map(feature, params["mask.weight"].shape[1])
+        want_map("gc_block", feature, params["mask.weight"].shape[1])
         x = feature.flatten(2)
         scores = params["mask.weight"] @ x
         z = (x @ scores.softmax(2).mT)[:, :, 0]
@@ -82,10 +77,3 @@ def gc_block(ratio: int = 2) -> Adapter:
         return F.linear(z.relu(), params["3.weight"], params["3.bias"])
 
     return Adapter(init, apply)
-
-
-def _want_map(x: Tensor, channels: int | None = None) -> None:
-    if x.ndim != 4 or x.shape[1] == 0 or not x.is_floating_point():
-        raise TransferError(f"gc_block: wanted a map (n, c, h, w) of floating numbers, got {shown(x)}")
-    if channels is not None and x.shape[1] != channels:
-        raise TransferError(f"gc_block: wanted c = {channels}, as at init, got {shown(x)}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
+from ttransfer.adapters._layer import start_layer
 from ttransfer.core._maps import Adapter
 from ttransfer.core._types import Params
 
@@ -43,7 +42,7 @@ def linear(out: int, *, bias: bool = True) -> Adapter:
 
     def init(generator: torch.Generator, like: Tensor) -> Params:
         _want_feature("linear", like)
-        return _draw(generator, like.shape[-1], out, like.dtype, bias)
+        return start_layer(generator, (out, like.shape[-1]), like.dtype, bias)
 
     def apply(params: Params, feature: Tensor) -> Tensor:
         _want_feature("linear", feature, params["weight"].shape[1])
@@ -84,7 +83,7 @@ def mlp(*hidden: int, out: int = 1) -> Adapter:
         _want_feature("mlp", like)
         params: Params = {}
         for i, (fan_in, fan_out) in enumerate(zip((like.shape[-1], *hidden), widths, strict=True)):
-            layer = _draw(generator, fan_in, fan_out, like.dtype)
+            layer = start_layer(generator, (fan_out, fan_in), like.dtype)
             params.update({f"{2 * i}.{name}": value for name, value in layer.items()})
         return params
 
@@ -97,17 +96,6 @@ def mlp(*hidden: int, out: int = 1) -> Adapter:
         return feature
 
     return Adapter(init, apply)
-
-
-def _draw(generator: torch.Generator, fan_in: int, fan_out: int, dtype: torch.dtype, bias: bool = True) -> Params:
-    """Draw what `nn.Linear(fan_in, fan_out, bias)` would."""
-    dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    weight = torch.empty(fan_out, fan_in, dtype=dtype, device=generator.device)
-    params = {"weight": nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)}
-    if bias:
-        bound = 1 / math.sqrt(fan_in)
-        params["bias"] = weight.new_empty(fan_out).uniform_(-bound, bound, generator=generator)
-    return params
 
 
 def _want_widths(called: str, widths: tuple[int, ...]) -> None:

@@ -63,9 +63,7 @@ def _entry(name: str, fn: Callable[..., Any]) -> Entry:
     claims = claims_of(fn)
     tags = tuple(key.replace("_", "-") for key, value in claims.tags.items() if value is True)
     variant = inspect.signature(fn).parameters.get("variant")
-    variants: tuple[str, ...] = ()
-    if variant is not None:
-        variants = tuple(dict.fromkeys((variant.default, *("paper", "code"))))
+    variants = () if variant is None else tuple(dict.fromkeys((variant.default, "paper", "code")))
     rows = "" if name.startswith("terms") else "couples rows" if claims.coupled else "a mean"
     measured = SPEEDS.get(name)
     speed = f"{measured[1]:.2g}, {measured[2]:.2g} ({measured[0]})" if measured else ""
