@@ -16,6 +16,12 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Seed before a module is imported: what it draws for its examples decides which laws are asked of them."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Seed the global generators before a test, and fail the test if it leaves torch's defaults changed."""

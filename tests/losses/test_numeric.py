@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import grad
 
-from ttransfer.losses._numeric import distances, gram, picked, root, unit, wide, without
+from ttransfer.losses._numeric import distances, divergence, gram, picked, root, unit, wide, without
 
 
 def test_one_dtype_of_float32_at_least() -> None:
@@ -58,3 +58,12 @@ def test_a_label_apart_from_the_other_classes(shape: tuple[int, ...]) -> None:
     assert torch.equal(rest.isinf(), there)
     torch.testing.assert_close(torch.logaddexp(picked(x, labels), rest.logsumexp(1)), x.logsumexp(1))
     assert grad(lambda x: without(x, labels)[1].logsumexp(1).sum())(x).isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_divergence_along_an_axis(dim: int) -> None:
+    student, teacher = torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    p, q = teacher.softmax(dim), student.softmax(dim)
+    assert torch.allclose(divergence(student, teacher, dim), (p * (p / q).log()).sum(dim), rtol=1e-12, atol=0)
+    sure = torch.tensor([[1e4, 0.0]])
+    assert divergence(sure, sure.flip(1)).tolist() == [1e4]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_labels, want_logits
-from ttransfer.losses._numeric import wide
+from ttransfer.losses._numeric import divergence, wide
 
 
 def _pairs(student: Any, teacher: Any, labels: Tensor, partners: Tensor) -> Tensor:
@@ -78,8 +78,7 @@ def cs_kd(
             f"cs_kd: wanted a partner's label for each label, got {shown(labels)} and partners {shown(partners)}"
         )
     s, t = wide(student, teacher.detach())
-    log_s, log_t = (s / temperature).log_softmax(1), (t / temperature).log_softmax(1)
-    rows = (log_t.exp() * (log_t - log_s)).sum(1)
+    rows = divergence(s / temperature, t / temperature)
     paired = (labels == partners).to(rows.dtype)
     value = (temperature**2 * paired * rows).sum() / paired.sum().clamp_min(1)
     return value.to(torch.promote_types(student.dtype, teacher.dtype))

@@ -8,7 +8,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_floats, want_logits
-from ttransfer.losses._numeric import wide
+from ttransfer.losses._numeric import divergence, wide
 
 
 @claims(
@@ -83,6 +83,5 @@ def ctkd(
     x = x.detach() - scale * (x - x.detach())
     temperature = lowest + span * x.sigmoid()
     column = temperature[:, None] if theta.ndim else temperature
-    log_s, log_t = (s / column).log_softmax(1), (t / column).log_softmax(1)
-    rows = (log_t.exp() * (log_t - log_s)).sum(1)
+    rows = divergence(s / column, t / column)
     return (temperature**2 * rows).mean().to(torch.promote_types(student.dtype, teacher.dtype))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer.losses._check import want_maps
-from ttransfer.losses._numeric import wide
+from ttransfer.losses._numeric import divergence, wide
 
 
 @claims(
@@ -57,7 +57,5 @@ def cwd(student: Tensor, teacher: Tensor, *, temperature: float | Tensor = 4.0) 
     """
     want_maps("cwd", student=student, teacher=teacher)
     s, t = wide(student, teacher.detach())
-    log_s = (s / temperature).flatten(2).log_softmax(2)
-    log_t = (t / temperature).flatten(2).log_softmax(2)
-    channels = (log_t.exp() * (log_t - log_s)).sum(2)
+    channels = divergence((s / temperature).flatten(2), (t / temperature).flatten(2), 2)
     return (temperature**2 * channels.mean()).to(torch.promote_types(student.dtype, teacher.dtype))

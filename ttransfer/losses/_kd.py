@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer.losses._check import want_logits
+from ttransfer.losses._numeric import divergence
 
 
 @claims(
@@ -52,8 +53,4 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float | Tensor = 4.0) -
         Geoffrey Hinton, Oriol Vinyals, Jeff Dean. Distilling the Knowledge in a Neural Network. 2015.
     """
     want_logits("kd", student=student, teacher=teacher)
-    # Logarithms throughout: a probability that underflows to 0 still has a finite logarithm.
-    log_s = (student / temperature).log_softmax(1)
-    log_t = (teacher.detach() / temperature).log_softmax(1)
-    rows = (log_t.exp() * (log_t - log_s)).sum(1)
-    return (temperature**2 * rows).mean()
+    return (temperature**2 * divergence(student / temperature, teacher.detach() / temperature)).mean()

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_alike, want_variant
-from ttransfer.losses._numeric import wide
+from ttransfer.losses._numeric import divergence, wide
 from ttransfer.losses._tokens import masked_mean, masked_square, tokens, want_mask
 
 
@@ -67,8 +67,7 @@ def mobilebert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None =
     want_mask("mobilebert_attention", student, mask)
     s, t = wide(student, teacher.detach())
     if mask is None:
-        log_s, log_t = s.log_softmax(-1), t.log_softmax(-1)
-        return (log_t.exp() * (log_t - log_s)).sum(-1).mean().to(student.dtype)
+        return divergence(s, t, -1).mean().to(student.dtype)
     kept = (mask != 0).reshape(mask.shape[0], *[1] * (student.ndim - 3), mask.shape[1])
     keys = kept[..., None, :]
     # Low enough to have no part in any softmax, and finite, so that no gradient is inf - inf.

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_floats
-from ttransfer.losses._numeric import wide
+from ttransfer.losses._numeric import divergence, wide
 
 
 def mean_logits(teachers: Tensor) -> Tensor:
@@ -175,8 +175,7 @@ def multi_teacher_kd(
     want_floats("multi_teacher_kd", student=student)
     k, n = teachers.shape[:2]
     s, t = wide(student, teachers.detach())
-    log_s, log_t = (s / temperature).log_softmax(1), (t / temperature).log_softmax(2)
-    rows = (log_t.exp() * (log_t - log_s)).sum(2)
+    rows = divergence((s / temperature)[None], t / temperature, 2)
     if weights is None:
         value = rows.mean()
     elif weights.shape in ((k,), (k, n)):

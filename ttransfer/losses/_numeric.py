@@ -7,13 +7,22 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["distances", "gram", "picked", "root", "unit", "wide", "without"]
+__all__ = ["distances", "divergence", "gram", "picked", "root", "unit", "wide", "without"]
 
 
 def wide(*xs: Tensor) -> tuple[Tensor, ...]:
     """Tensors in one dtype, float32 at least: sums of squares overflow and cancel in half precision."""
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in xs), torch.float32)
     return tuple(x.to(dtype) for x in xs)
+
+
+def divergence(student: Tensor, teacher: Tensor, dim: int = 1) -> Tensor:
+    """KL divergence of the student's softmax from the teacher's along an axis, which it takes away.
+
+    Logarithms throughout: a probability that underflows to 0 still has a finite logarithm.
+    """
+    log_s, log_t = student.log_softmax(dim), teacher.log_softmax(dim)
+    return (log_t.exp() * (log_t - log_s)).sum(dim)
 
 
 def root(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_alike, want_floats
-from ttransfer.losses._numeric import unit, wide
+from ttransfer.losses._numeric import divergence, unit, wide
 
 Number = float | Tensor
 
@@ -134,6 +134,4 @@ def token_similarity(
 
 
 def _divergence(student: Tensor, teacher: Tensor, keys: Tensor, tau_s: Number, tau_t: Number) -> Tensor:
-    log_s = (unit(student, -1) @ keys.mT / tau_s).log_softmax(-1)
-    log_t = (unit(teacher, -1) @ keys.mT / tau_t).log_softmax(-1)
-    return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+    return divergence(unit(student, -1) @ keys.mT / tau_s, unit(teacher, -1) @ keys.mT / tau_t, -1).mean()

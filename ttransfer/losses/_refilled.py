@@ -9,7 +9,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_labels, want_logits, want_rows
-from ttransfer.losses._numeric import distances, unit, wide
+from ttransfer.losses._numeric import distances, divergence, unit, wide
 
 
 @claims(coupled=True, zero_at_equality=True, non_negative=True, scale_invariant=True, rotation_invariant=True)
@@ -139,5 +139,4 @@ def refilled_local(student: Tensor, teacher: Tensor, labels: Tensor, *, temperat
     # Low enough to have no part in any softmax, and finite, so that no gradient is inf - inf.
     lowest = torch.finfo(s.dtype).min / 4
     absent = torch.where(there, s.new_zeros(()), lowest)
-    log_s, log_t = ((x / temperature + absent).log_softmax(1) for x in (s, t))
-    return (log_t.exp() * (log_t - log_s)).sum(1).mean().to(student.dtype)
+    return divergence(s / temperature + absent, t / temperature + absent).mean().to(student.dtype)

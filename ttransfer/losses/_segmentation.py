@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_labels, want_logits
-from ttransfer.losses._numeric import wide
+from ttransfer.losses._numeric import divergence, wide
 
 __all__ = ["boundary_kd", "pixel_kd"]
 
@@ -167,8 +167,7 @@ def boundary_kd(
 def _divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """T² KL at each position: (n, classes, ...) -> (n, ...)."""
     s, t = wide(student, teacher.detach())
-    log_s, log_t = (s / temperature).log_softmax(1), (t / temperature).log_softmax(1)
-    return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(1)
+    return temperature**2 * divergence(s / temperature, t / temperature)
 
 
 def _edges(labels: Tensor, valid: Tensor, width: int) -> Tensor:

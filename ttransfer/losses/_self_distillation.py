@@ -10,7 +10,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_floats
-from ttransfer.losses._numeric import wide
+from ttransfer.losses._numeric import divergence, wide
 
 
 @claims(coupled=False, non_negative=True, double_backward=True)
@@ -69,6 +69,5 @@ def self_distillation(
             f"got {', '.join(map(shown, exits))} and teacher {shown(teacher)}"
         )
     s, t = wide(student if isinstance(student, Tensor) else torch.stack(exits, 1), teacher.detach())
-    log_s, log_t = (s / temperature).log_softmax(2), (t / temperature).log_softmax(1)[:, None]
-    rows = (log_t.exp() * (log_t - log_s)).sum((1, 2))
+    rows = divergence(s / temperature, (t / temperature)[:, None], 2).sum(1)
     return (temperature**2 * rows).mean().to(teacher.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_logits, want_variant
-from ttransfer.losses._numeric import root, unit, wide
+from ttransfer.losses._numeric import divergence, root, unit, wide
 
 Variant = Literal["paper", "code"]
 
@@ -65,8 +65,7 @@ def skd_instance(
     """
     _want("skd_instance", student, teacher, variant)
     s, t = wide(student, teacher.detach())
-    log_s, log_t = (s / temperature).log_softmax(1), (t / temperature).log_softmax(1)
-    rows = (log_t.exp() * (log_t - log_s)).sum(1)
+    rows = divergence(s / temperature, t / temperature)
     if variant == "code":
         rows = temperature**2 * rows * _lower_half(t.softmax(1).amax(1))
     return rows.mean().to(student.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_floats, want_labels, want_logits
-from ttransfer.losses._numeric import picked, unit, wide
+from ttransfer.losses._numeric import divergence, picked, unit, wide
 
 
 @claims(
@@ -159,7 +159,6 @@ def _kept(scores: Tensor, right: Tensor, keep: float | Tensor) -> Tensor:
 
 
 def _divergence(s: Tensor, t: Tensor, kept: Tensor, temperature: float | Tensor) -> Tensor:
-    log_s, log_t = (s / temperature).log_softmax(1), (t / temperature).log_softmax(1)
-    rows = (log_t.exp() * (log_t - log_s)).sum(1)
+    rows = divergence(s / temperature, t / temperature)
     mask = kept.to(rows.dtype)
     return temperature**2 * (mask * rows).sum() / mask.sum().clamp_min(1)
