@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         step,
         sweep,
         term,
+        uniform,
         write_back,
     )
     from ttransfer.core import _tree as tree
@@ -60,7 +61,7 @@ _PACKAGES = {
     "ttransfer.core": (
         "Adapter Batch Functional Logs Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step "
         "Term WeightMap alternate citation describe detach ema ensemble fixed functional grid member parse_path "
-        "predict read reparam replace reverse set_hyper shared state_dict step sweep term write_back"
+        "predict read reparam replace reverse set_hyper shared state_dict step sweep term uniform write_back"
     ),
     "ttransfer.run": "Fitted checkpoints compile domains fit latest load loader save",
     "ttransfer.dist": "shard",

@@ -289,7 +289,7 @@ def test_terms_of_one_name_keep_their_parameters_and_states_apart() -> None:
     def phase(lr: float) -> tt.Step:
         terms = {
             "d": tt.terms.dann("student(source)", "student(target)", critic=tt.adapters.mlp(4), scale=0.5),
-            "n": tt.term(counting, "student(source)", state=lambda x: torch.zeros(())),
+            "n": tt.term(counting, "student(source)", state=lambda generator, x: torch.zeros(())),
         }
         return small_step(terms, nets, tt.optim.sgd(lr))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import ttransfer as tt
 from ttransfer._errors import TransferError
-from ttransfer.core._paths import Field, Forward, NetFn, NetParams, Path, Tap, parse_path
+from ttransfer.core._paths import Field, Forward, Keys, NetFn, NetParams, Path, Tap, parse_path
 
 GOOD: dict[str, Path] = {
     "student(source)": Forward("student", "source"),
@@ -29,6 +29,7 @@ GOOD: dict[str, Path] = {
     "teacher:params": NetParams("teacher"),
     "teacher:fn": NetFn("teacher"),
     "source.y": Field("source", "y"),
+    "source:keys": Keys("source"),
     "source.y[0][mask]": Field("source", "y", (0, "mask")),
     "_a1.B_": Field("_a1", "B_"),
     "params.fn": Field("params", "fn"),
@@ -73,8 +74,8 @@ BAD: dict[str, tuple[int, str]] = {
     "s(d)[a.b]": (6, "']'"),
     "s(d)[0].fc": (7, "the end"),
     "s(d)\n": (4, "the end"),
-    "s:param": (2, "'params' or 'fn'"),
-    "s:": (2, "'params' or 'fn'"),
+    "s:param": (2, "'params', 'fn' or 'keys'"),
+    "s:": (2, "'params', 'fn' or 'keys'"),
     "s:params.fc": (8, "the end"),
     "s:fn[0]": (4, "the end"),
     "d.": (2, "the name of a field"),

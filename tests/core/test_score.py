@@ -49,7 +49,7 @@ def test_a_part_that_holds_nothing_of_a_mean_counts_nothing_though_it_is_no_numb
 
 
 def test_what_a_term_remembers_has_no_gradient() -> None:
-    term = tt.term(running, "student(source)", state=lambda x: {"sum": torch.zeros(())})
+    term = tt.term(running, "student(source)", state=lambda generator, x: {"sum": torch.zeros(())})
     expression = small_step({"a": term}).spec.expression
 
     def loss(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ def test_what_terms_and_optimizers_start_with_is_copied_apart() -> None:
     )
     one = torch.ones(2, 2)
 
-    def start(x: Tensor) -> dict[str, Tensor]:
+    def start(generator: torch.Generator, x: Tensor) -> dict[str, Tensor]:
         return {"a": one[0], "b": one[1], "c": one.T}
 
     def kept(x: Tensor, *, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

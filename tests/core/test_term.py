@@ -234,7 +234,7 @@ def bank_loss(x: Tensor, *, state: dict[str, Tensor]) -> tuple[Tensor, dict[str,
     return loss, {"next": (state["next"] + x.shape[0]) % SIZE, "rows": state["rows"].index_copy(0, at, x)}
 
 
-def empty_bank(x: Tensor) -> dict[str, Tensor]:
+def empty_bank(generator: torch.Generator, x: Tensor) -> dict[str, Tensor]:
     return {"rows": torch.zeros(SIZE, x.shape[1], dtype=x.dtype), "next": torch.zeros((), dtype=torch.int64)}
 
 
@@ -275,7 +275,7 @@ def centroid_loss(x: Tensor, y: Tensor, *, state: Tensor, momentum: float = 0.7)
 def test_class_centroids_equal_a_plain_loop(momentum: float) -> None:
     term = tt.term(
         centroid_loss, "student(source)", "source.y", momentum=momentum,
-        state=lambda x, y: torch.zeros(3, x.shape[1], dtype=x.dtype),
+        state=lambda generator, x, y: torch.zeros(3, x.shape[1], dtype=x.dtype),
     )  # fmt: skip
     step = small_step({"t": term})
     batches = [{"source": {**b["source"], "y": b["source"]["y"] % (3 - i % 2)}} for i, b in enumerate(BATCHES)]
@@ -299,26 +299,34 @@ def test_class_centroids_equal_a_plain_loop(momentum: float) -> None:
 
 
 BAD_STATE: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
-    "no tensor": (lambda x, *, state: (x.mean(), state), lambda x: {"n": 0}, ("tensors only", "int 0", "'t'")),
-    "nothing": (lambda x, *, state: (x.mean(), state), lambda x: {"n": None}, ("tensors only", "None", "'t'")),
+    "no tensor": (
+        lambda x, *, state: (x.mean(), state),
+        lambda generator, x: {"n": 0},
+        ("tensors only", "int 0", "'t'"),
+    ),
+    "nothing": (
+        lambda x, *, state: (x.mean(), state),
+        lambda generator, x: {"n": None},
+        ("tensors only", "None", "'t'"),
+    ),
     "not returned": (
         lambda x, *, state: x.mean(),
-        lambda x: {"n": torch.zeros(())},
+        lambda generator, x: {"n": torch.zeros(())},
         ("'t'", "must return (loss, state)", "got () float64"),
     ),
     "another dtype": (
         lambda x, *, state: (x.mean(), {"n": state["n"] + 0.5}),
-        lambda x: {"n": torch.zeros((), dtype=torch.int64)},
+        lambda generator, x: {"n": torch.zeros((), dtype=torch.int64)},
         ("'t'", "as it got it", "() int64", "() float32"),
     ),
     "another shape": (
         lambda x, *, state: (x.mean(), {"n": torch.cat([state["n"], x[:1]])}),
-        lambda x: {"n": x.new_zeros(2, 3, device="cpu")},
+        lambda generator, x: {"n": x.new_zeros(2, 3, device="cpu")},
         ("'t'", "as it got it", "(2, 3) float64", "(3, 3) float64"),
     ),
     "another name": (
         lambda x, *, state: (x.mean(), {"m": state["n"]}),
-        lambda x: {"n": torch.zeros(())},
+        lambda generator, x: {"n": torch.zeros(())},
         ("'t'", "as it got it", "'n'", "'m'"),
     ),
 }
@@ -439,7 +447,7 @@ BAD: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         ("mse_loss has no keyword 'params'",),
     ),
     "state that the loss does not take": (
-        lambda: tt.term(F.mse_loss, "a(b)", "c(b)", state=lambda a, b: {}),
+        lambda: tt.term(F.mse_loss, "a(b)", "c(b)", state=lambda generator, a, b: {}),
         ("mse_loss has no keyword 'state'",),
     ),
     "count of a coupled loss": (

@@ -144,7 +144,7 @@ def test_a_terms_state_is_handed_from_micro_batch_to_micro_batch() -> None:
         seen = {"calls": state["calls"] + 1, "rows": state["rows"] + x.shape[0]}
         return x.square().mean() * (1 + 0 * state["calls"]), seen
 
-    def zero(x: Tensor) -> dict[str, Tensor]:
+    def zero(generator: torch.Generator, x: Tensor) -> dict[str, Tensor]:
         return {"calls": torch.zeros(()), "rows": torch.zeros((), dtype=torch.int64)}
 
     step = small_step({"t": tt.term(counting, "student(source)", state=zero, coupled=False)}, accumulate=3)
@@ -182,7 +182,7 @@ def full_step(**options: Any) -> tt.Step:
         "task": TASK,
         "kd": tt.term(tt.losses.kd, "student(target)", "mean(target)", temperature=2.0, weight=tt.schedules.ramp(9)),
         "dann": tt.terms.dann("student(source)", "student(target)", critic=tt.adapters.mlp(4), scale=0.5),
-        "seen": tt.term(counted, "student(source).fc:in", state=lambda x: torch.zeros(()), weight=0.1),
+        "seen": tt.term(counted, "student(source).fc:in", state=lambda generator, x: torch.zeros(()), weight=0.1),
     }
     nets = {"student": tt.functional(conv(1, p=0.3)), "teacher": tt.functional(conv(2))}
     ema = {"mean": tt.ema("student", 0.9, buffers="lerp")}

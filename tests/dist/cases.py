@@ -77,7 +77,7 @@ def weights(generator: torch.Generator, student: Tensor) -> Any:
     return {"w": torch.randn(student.shape[1], 2, generator=generator, dtype=torch.float64)}
 
 
-def zeros(student: Tensor) -> Any:
+def zeros(generator: torch.Generator, student: Tensor) -> Any:
     return {"mean": torch.zeros(student.shape[1], dtype=torch.float64)}
 
 

@@ -46,7 +46,7 @@ SOURCE, TARGET, LABELS = "student(source)", "student(target)", "source.y"
         (tt.term(lambda x: x.mean(), SOURCE), "couples rows, or does not say"),
         (tt.term(lambda x: x.mean(), SOURCE, coupled=False), ""),
         (tt.term(lambda p: p["fc.bias"].sum(), "student:params"), ""),
-        (tt.term(keeping, SOURCE, coupled=False, state=lambda x: {"n": torch.zeros(())}), "has a state"),
+        (tt.term(keeping, SOURCE, coupled=False, state=lambda generator, x: {"n": torch.zeros(())}), "has a state"),
         (tt.term(lambda a, b: (a.mean() - b.mean()) ** 2, SOURCE, TARGET, coupled=False), "two domains"),
         (tt.term(F.mse_loss, tt.read(SOURCE) | centred, "teacher(source)"), "mixes rows"),
         (tt.term(F.mse_loss, tt.read(SOURCE) | picky, "teacher(source)"), "mixes rows"),

@@ -42,7 +42,7 @@ def centred(x: Tensor, *, state: Mapping[str, Tensor]) -> tuple[Tensor, dict[str
     return (x - state["centre"]).square().mean(), {"centre": centre}
 
 
-def centre_of(x: Tensor) -> dict[str, Tensor]:
+def centre_of(generator: torch.Generator, x: Tensor) -> dict[str, Tensor]:
     return {"centre": torch.zeros(x.shape[1:], dtype=x.dtype)}
 
 
@@ -180,7 +180,7 @@ def in_place(x: Tensor, *, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping
     return x.square().mean(), state
 
 
-def zero(x: Tensor) -> dict[str, Tensor]:
+def zero(generator: torch.Generator, x: Tensor) -> dict[str, Tensor]:
     return {"count": torch.zeros((), dtype=torch.int64)}
 
 

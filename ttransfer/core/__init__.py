@@ -19,6 +19,7 @@ from ttransfer.core._rebuild import replace
 from ttransfer.core._step import Spec, Step, ema, step
 from ttransfer.core._term import term
 from ttransfer.core._types import Batch, Functional, Logs, Optimizer, Out, Params, Schedule, State, Term
+from ttransfer.core._uniform import uniform
 
 __all__ = [
     "Adapter",
@@ -60,5 +61,6 @@ __all__ = [
     "step",
     "sweep",
     "term",
+    "uniform",
     "write_back",
 ]

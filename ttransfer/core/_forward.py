@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._keyed import row_keys, salt
-from ttransfer.core._paths import Field, Forward, NetFn, NetParams, Path
+from ttransfer.core._paths import Field, Forward, Keys, NetFn, NetParams, Path
 from ttransfer.core._pipes import upcast
 from ttransfer.core._reads import flat
 from ttransfer.core._spec import Expression, Pass, Plan, slot, source_of
@@ -202,7 +202,7 @@ def raw_readings(
 def domain_of(term: Term) -> str:
     """The domain of the rows that a term reads first, "" if it reads none."""
     for r in flat(term.reads):  # no `next` with a default: torch 2.8 does not trace it
-        if isinstance(r.path, (Forward, Field)):
+        if isinstance(r.path, (Forward, Field, Keys)):
             return r.path.domain
     return ""
 
@@ -225,6 +225,9 @@ def reading(
         )
     if isinstance(path, NetFn):
         return _as_function(bound, path.net, params, buffers, clock, begin)
+    if isinstance(path, Keys):
+        rows = torch.arange(rows_of(batch, path.domain), device=clock.seed.device)
+        return row_keys(clock.seed, clock.step, 0, rows + clock.start.get(path.domain, 0))
     if isinstance(path, Field):
         return upcast(picked(batch[path.domain][path.field], path))
     out = outs[path.net, path.domain, path.number]

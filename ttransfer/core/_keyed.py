@@ -23,6 +23,7 @@ from ttransfer._errors import TransferError
 
 __all__ = [
     "Box",
+    "bits",
     "drop_alpha",
     "drop_channels",
     "drop_elements",
@@ -86,6 +87,12 @@ def drops(root: nn.Module) -> bool:
     return any(_rule(module) is not None for module in root.modules())
 
 
+def bits(keys: Tensor, count: int) -> Tensor:
+    """Return so many 32-bit words for each key, (n,) -> (n, count), in int64."""
+    element = torch.arange(count, device=keys.device)
+    return _mix(_mix(element + 1)[None, :] ^ keys[:, None])
+
+
 def _bits(box: Box, module: int, shape: torch.Size) -> Tensor:
     """Return 32 random bits for each element of a tensor whose first dimension goes by rows."""
     keys = box.get("keys")
@@ -97,8 +104,7 @@ def _bits(box: Box, module: int, shape: torch.Size) -> Tensor:
     n = keys.shape[0]
     if shape[0] % n == 0:  # batch first; windows and heads folded into the batch are batch-major
         inner = math.prod(shape) // n
-        element = torch.arange(inner, device=keys.device)
-        return _mix(_mix(element + 1)[None, :] ^ keys[:, None]).reshape(shape)
+        return bits(keys, inner).reshape(shape)
     element = torch.arange(math.prod(shape), device=keys.device)
     return _mix(_mix(element + 1) ^ keys[0]).reshape(shape)
 

@@ -10,6 +10,7 @@ Paths are:
     net:params              all parameters of a net, a flat dict
     net:fn                  the net as a pure function of its inputs
     domain.field            a tensor of the batch
+    domain:keys             a number for each row, from which a loss draws at random
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 from ttransfer._errors import TransferError
 
-__all__ = ["Field", "Forward", "NetFn", "NetParams", "Path", "Pick", "Tap", "parse_path"]
+__all__ = ["Field", "Forward", "Keys", "NetFn", "NetParams", "Path", "Pick", "Tap", "parse_path"]
 
 Pick = int | str
 
@@ -88,7 +89,16 @@ class Field(NamedTuple):
         return f"{self.domain}.{self.field}{_picked(self.picks)}"
 
 
-Path = Forward | NetParams | NetFn | Field
+class Keys(NamedTuple):
+    """One integer for each row of a domain, another at each step: what `tt.uniform` draws from."""
+
+    domain: str
+
+    def __str__(self) -> str:
+        return f"{self.domain}:keys"
+
+
+Path = Forward | NetParams | NetFn | Field | Keys
 
 
 class _Scanner:
@@ -135,6 +145,9 @@ class _Scanner:
             self.fail("the end of the path")
 
 
+_WHOLE: dict[str, type[NetParams | NetFn | Keys]] = {"params": NetParams, "fn": NetFn, "keys": Keys}
+
+
 def parse_path(text: str) -> Path:
     """Parse one path; `str` of the result is the text again.
 
@@ -157,12 +170,12 @@ def parse_path(text: str) -> Path:
     if scan.take("("):
         return _forward(scan, name)
     if scan.take(":"):
-        kind = scan.match(_NAME, "'params' or 'fn'")
-        if kind not in ("params", "fn"):
+        kind = scan.match(_NAME, "'params', 'fn' or 'keys'")
+        if kind not in _WHOLE:
             scan.at -= len(kind)
-            scan.fail("'params' or 'fn'")
+            scan.fail("'params', 'fn' or 'keys'")
         scan.end()
-        return NetParams(name) if kind == "params" else NetFn(name)
+        return _WHOLE[kind](name)
     if not scan.take("."):
         scan.fail("'(', '.' or ':'")
     path = Field(name, scan.match(_NAME, "the name of a field"), scan.picks())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core import _tree as tree
-from ttransfer.core._paths import Field, Forward, NetFn, NetParams, Tap
+from ttransfer.core._paths import Field, Forward, Keys, NetFn, NetParams, Tap
 from ttransfer.core._reads import flat
 from ttransfer.core._types import Ema, Functional, Optimizer, Term
 
@@ -259,6 +259,11 @@ def _selected(expression: Expression, net: str) -> frozenset[str]:
 
 def _check_path(expression: Expression, term: str, path: Any, nets: Sequence[str], domains: Sequence[str]) -> None:
     where = f"term {term!r} reads '{path}'"
+    if isinstance(path, Keys):
+        if path.domain not in domains:
+            hint = nearest(path.domain, domains)
+            raise TransferError(f"{where}: keys are of a domain's rows, and no term reads {path.domain!r}{hint}")
+        return
     if isinstance(path, Field):
         if path.domain in nets:
             raise TransferError(

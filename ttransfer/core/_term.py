@@ -48,7 +48,7 @@ def term(
         weight: a number, a schedule, or `tt.fixed(number)`.
         params: (generator, *readings) -> Params for a loss with parameters of its own, which it gets as
             ``params=``; the readings given are meta tensors.
-        state: (*readings) -> tree for a loss with state, which it gets as ``state=``; it then returns
+        state: (generator, *readings) -> tree for a loss with state, which it gets as ``state=``; it then returns
             (loss, new state).
         coupled: False declares that the loss is a mean over `count` items of its batch, so that the batch
             may be split; None asks the loss, and takes a callable that says nothing as coupled.
@@ -90,7 +90,7 @@ def term(
 
     def init(generator: torch.Generator, readings: list[Any]) -> tuple[Params, Tree]:
         own = params(generator, *readings) if params is not None else {}
-        return own, (state(*readings) if state is not None else {})
+        return own, (state(generator, *readings) if state is not None else {})
 
     def apply(
         own: Params, memory: Tree, numbers: Mapping[str, Tensor], step: Tensor, readings: list[Any]

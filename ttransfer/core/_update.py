@@ -13,7 +13,7 @@ from ttransfer.core import _tree as tree
 from ttransfer.core._forward import Bound, Clock, Outs, check_batch, picked, raw_readings, rows_of, run_passes
 from ttransfer.core._guard import finite, guarded
 from ttransfer.core._hyper import resolve
-from ttransfer.core._paths import Field, Forward
+from ttransfer.core._paths import Field, Forward, Keys
 from ttransfer.core._pipes import regroup, run_pipes, run_stages
 from ttransfer.core._reads import Read, flat
 from ttransfer.core._score import Scored, numbers_of, score, total_of
@@ -156,6 +156,8 @@ def count_of(
         if isinstance(path, Field):
             field = picked(batch[path.domain][path.field], path)
             return run_stages(read, position, own, numbers_of(name, numbers, [field]), field)
+        if isinstance(path, Keys):
+            return torch.arange(rows_of(batch, path.domain))
         return batch[path.domain][source_of(expression, path.net).inputs[0]] if isinstance(path, Forward) else None
 
     stand_ins = [stand_in(position, read) for position, read in enumerate(flat(term.reads))]

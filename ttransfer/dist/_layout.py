@@ -15,7 +15,7 @@ from ttransfer.core import _tree as tree
 from ttransfer.core._forward import domain_of
 from ttransfer.core._hyper import numbers, resolve
 from ttransfer.core._infer import Fakes, as_fake, infer
-from ttransfer.core._paths import Field, Forward, NetFn, NetParams
+from ttransfer.core._paths import Field, Forward, Keys, NetFn, NetParams
 from ttransfer.core._pipes import run_stages
 from ttransfer.core._reads import Read, flat
 from ttransfer.core._score import numbers_of
@@ -57,13 +57,13 @@ class Layout(NamedTuple):
 
 
 def of_rows(read: Read) -> bool:
-    """Whether a read gives one entry for each row of a domain, as forwards and fields of the batch do."""
-    return isinstance(read.path, (Forward, Field))
+    """Whether a read gives one entry for each row of a domain, as forwards, fields of the batch and keys do."""
+    return isinstance(read.path, (Forward, Field, Keys))
 
 
 def domain_at(read: Read) -> str:
     """The domain of a read of rows."""
-    assert isinstance(read.path, (Forward, Field))
+    assert isinstance(read.path, (Forward, Field, Keys))
     return read.path.domain
 
 
