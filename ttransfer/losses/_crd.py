@@ -85,20 +85,26 @@ def crd(
                 f"memory_s {shown(memory_s)} and memory_t {shown(memory_t)}"
             )
     s, t, m_s, m_t = wide(student, teacher, memory_s, memory_t)
-    loss = _nce(s, m_t, size, z_s, temperature) + _nce(t, m_s, size, z_t, temperature)
+    loss = _one_way(s, m_t, size, z_s, temperature) + _one_way(t, m_s, size, z_t, temperature)
     return loss.to(student.dtype)
 
 
-def _nce(anchor: Tensor, memory: Tensor, size: Number, z: Number | None, temperature: Number) -> Tensor:
+def _one_way(anchor: Tensor, memory: Tensor, size: Number, z: Number | None, temperature: Number) -> Tensor:
     scores = (memory @ unit(anchor)[:, :, None]).squeeze(2) / temperature
-    one = scores.new_ones(())
-    if z is None:
-        held = scores.detach()
-        log_z = (held - held.max()).exp().mean().log() + held.max() + (one * size).log()
-    else:
-        log_z = (one * z).log()
+    log_z = log_partition(scores, size) if z is None else (scores.new_ones(()) * z).log()
+    return contrast(scores, log_z, size)
+
+
+def log_partition(scores: Tensor, size: Number) -> Tensor:
+    """log Z by a batch: N times the mean of exp(scores), without gradient; scores are inner products by τ."""
+    held = scores.detach()
+    return (held - held.max()).exp().mean().log() + held.max() + (held.new_ones(()) * size).log()
+
+
+def contrast(scores: Tensor, log_z: Tensor, size: Number) -> Tensor:
+    """The estimate for one direction; scores (n, 1 + K) are inner products by τ, the same example's first."""
     # The odds of data against noise: h = sigmoid, finite where exp is not.
-    odds = scores - log_z - (one * (memory.shape[1] - 1) / size).log()
+    odds = scores - log_z - (scores.new_ones(()) * (scores.shape[1] - 1) / size).log()
     return -(F.logsigmoid(odds[:, 0]) + F.logsigmoid(-odds[:, 1:]).sum(1)).mean()
 
 

@@ -14,6 +14,7 @@ from ttransfer import losses
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer.core import Adapter, Params, Term, term
+from ttransfer.terms._parts import part, under
 
 __all__ = ["vid"]
 
@@ -54,11 +55,10 @@ def vid(student: Any, teacher: Any, *, mean: Adapter, variance: float = 5.0, wei
 
     @claims(coupled=False, about=vid)
     def loss(student: Tensor, teacher: Tensor, *, params: Mapping[str, Tensor]) -> Tensor:
-        own = {name.removeprefix("mean."): p for name, p in params.items() if name != "alpha"}
-        return losses.vid(mean.apply(own, student), teacher, F.softplus(params["alpha"]) + _LEAST)
+        return losses.vid(mean.apply(part(params, "mean"), student), teacher, F.softplus(params["alpha"]) + _LEAST)
 
     def init(generator: torch.Generator, student: Tensor, teacher: Tensor) -> Params:
-        regressor = {f"mean.{name}": p for name, p in mean.init(generator, student).items()}
+        regressor = under("mean", mean.init(generator, student))
         dtype = torch.float64 if teacher.dtype == torch.float64 else torch.float32
         alpha = math.log(math.expm1(variance - _LEAST))
         return {**regressor, "alpha": torch.full(teacher.shape[1:2], alpha, dtype=dtype, device=generator.device)}
