@@ -65,8 +65,8 @@ def _entry(name: str, fn: Callable[..., Any]) -> Entry:
     variant = inspect.signature(fn).parameters.get("variant")
     variants = () if variant is None else tuple(dict.fromkeys((variant.default, "paper", "code")))
     rows = "" if name.startswith("terms") else "couples rows" if claims.coupled else "a mean"
-    measured = SPEEDS.get(name)
-    speed = f"{measured[1]:.2g}, {measured[2]:.2g} ({measured[0]})" if measured else ""
+    measured = [(peer, *ratios) for (loss, peer), ratios in SPEEDS.items() if loss == name]
+    speed = "; ".join(f"{eager:.2g}, {compiled:.2g} ({peer})" for peer, eager, compiled in measured)
     checked, peers = (" ".join(section(fn, title).split()) for title in ("Checked against", "Peers"))
     return Entry(name, fn, tuple(references(fn)), variants, rows, tags, checked, peers, speed)
 

@@ -33,12 +33,11 @@ def root(x: Tensor) -> Tensor:
 
 def unit(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
     """Vectors of length 1 along some axes; a vector of zeros stays one, with a slope of 0."""
-    # By the largest entry first: squares of tiny and of huge numbers leave the range of floats.
+    # By the largest entry first: squares of tiny and of huge numbers leave the range of floats. Then the squares add up
+    # to 1 at least, except for zeros, which stay zeros.
     largest = x.detach().abs().amax(dim, keepdim=True)
-    x = x / torch.where(largest > 0, largest, 1)
-    squares = x.square().sum(dim, keepdim=True)
-    positive = squares > 0
-    return x * torch.where(positive, torch.where(positive, squares, 1).rsqrt(), 0)
+    x = x / torch.where(largest > 0, largest, torch.inf)
+    return x * x.square().sum(dim, keepdim=True).clamp_min(0.5).rsqrt()
 
 
 def gram(x: Tensor) -> Tensor:
