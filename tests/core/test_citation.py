@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 import ttransfer as tt
 from tests.support.nets import mlp
-from tests.support.steps import small_step
+from tests.support.steps import refused, small_step
 
 NETS = {"student": tt.functional(mlp(1)), "teacher": tt.functional(mlp(2))}
 KD = tt.term(tt.losses.kd, "student(source)", "teacher(source)")
@@ -42,3 +44,10 @@ def test_of_games_and_of_what_was_done_to_a_step() -> None:
 
 def test_a_step_without_sources() -> None:
     assert tt.citation(small_step({"plain": tt.term(torch.mean, "student(source)")}, NETS)) == ""
+
+
+def test_of_a_term_and_of_a_loss() -> None:
+    assert tt.citation(KD).startswith("@misc{hinton2015distilling,")
+    assert tt.citation(DANN).count("@misc") == 2
+    assert tt.citation(functools.partial(tt.losses.kd, temperature=2.0)) == tt.citation(tt.losses.kd) == tt.citation(KD)
+    refused(lambda: tt.citation("kd"), "citation: wanted a step, a term or a loss, got str")  # pyright: ignore[reportArgumentType]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
+import ttransfer as tt
 from ttransfer._errors import TransferError
 from ttransfer.losses._check import want_logits, want_variant
 
@@ -34,3 +38,14 @@ def test_a_variant_is_the_papers_or_the_codes() -> None:
     want_variant("loss", "code")
     with pytest.raises(TransferError, match="loss: wanted variant 'paper' or 'code', got 'papers'"):
         want_variant("loss", "papers")
+
+
+@pytest.mark.parametrize("loss", [tt.losses.kd, tt.losses.rkd, tt.losses.hcl, tt.losses.fitnet])
+def test_what_is_no_tensor(loss: Callable[..., torch.Tensor]) -> None:
+    array = np.zeros((4, 3), dtype=np.float32)
+    with pytest.raises(
+        TransferError, match=r"wanted tensors, got .* teacher ndarray \(4, 3\) float32; torch.from_numpy"
+    ):
+        loss(torch.zeros(4, 3), array)
+    with pytest.raises(TransferError, match=r"wanted tensors, got logits .* labels \[int, int\]"):
+        tt.losses.label_smoothing(torch.zeros(2, 3), [0, 1])  # pyright: ignore[reportArgumentType]

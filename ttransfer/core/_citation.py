@@ -1,10 +1,14 @@
-"""What to cite for a step: the papers of its terms."""
+"""What to cite: the papers of a loss, or of a step's terms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ttransfer._claims import claims_of
+from ttransfer._errors import TransferError, shown
 from ttransfer._references import bibtex, references
 from ttransfer.core._alternate import Alternation
 from ttransfer.core._step import Step
@@ -13,17 +17,20 @@ from ttransfer.core._types import Term
 __all__ = ["citation"]
 
 
-def citation(step: Step) -> str:
-    """Return BibTeX for the papers of a step's terms, each paper once, in the order of the terms.
+def citation(what: Step | Term | Callable[..., Any]) -> str:
+    """Return BibTeX for the papers of a step's terms, of a term or of a loss: each paper once, in the terms' order.
 
     A loss of your own is cited too if its docstring has a section "References:" with entries such as
     "First Author, Second Author. Title. 2015."
 
     Args:
-        step: any step.
+        what: a step, a term or a loss.
 
     Returns:
-        Entries of type misc, one after the other; "" if no term names a source.
+        Entries of type misc, one after the other; "" if none names a source.
+
+    Raises:
+        TransferError: for anything else.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -36,12 +43,21 @@ def citation(step: Step) -> str:
           year = {2004},
         }
     """
-    found = dict.fromkeys(one for term in _terms(step) for one in references(claims_of(term.fn).about or term.fn))
+    found = dict.fromkeys(one for fn in _losses(what) for one in references(claims_of(fn).about or fn))
     return "\n\n".join(map(bibtex, found))
 
 
-def _terms(step: Step) -> Iterator[Term]:
-    expression = step.spec.expression
-    phases = expression.phases.values() if isinstance(expression, Alternation) else [step]
-    for phase in phases:
-        yield from phase.spec.expression.terms.values()
+def _losses(what: Any) -> Iterator[Callable[..., Any]]:
+    while isinstance(what, functools.partial):
+        what = what.func
+    if isinstance(what, Term):
+        yield what.fn
+    elif isinstance(what, Step):
+        expression = what.spec.expression
+        phases = expression.phases.values() if isinstance(expression, Alternation) else [what]
+        for phase in phases:
+            yield from (term.fn for term in phase.spec.expression.terms.values())
+    elif inspect.isfunction(what):
+        yield what
+    else:
+        raise TransferError(f"citation: wanted a step, a term or a loss, got {shown(what)}")

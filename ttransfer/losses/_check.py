@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
@@ -15,6 +17,7 @@ def want_logits(called: str, **given: Tensor) -> None:
     Raises:
         TransferError: naming every tensor given, with its shape and dtype.
     """
+    _tensors(called, given)
     _one_shape(called, given)
     for tensor in given.values():
         if tensor.ndim < 2:
@@ -26,6 +29,7 @@ def want_logits(called: str, **given: Tensor) -> None:
 def want_labels(called: str, logits: Tensor, labels: Tensor) -> None:
     """Refuse labels that do not give one class for each row (and position) of logits (n, classes, ...)."""
     given = {"logits": logits, "labels": labels}
+    _tensors(called, given)
     if labels.is_floating_point() or labels.dtype.is_complex:
         raise TransferError(f"{called}: wanted labels of whole numbers, got {_shown(given)}")
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
@@ -34,6 +38,7 @@ def want_labels(called: str, logits: Tensor, labels: Tensor) -> None:
 
 def want_floats(called: str, **given: Tensor) -> None:
     """Refuse integers."""
+    _tensors(called, given)
     if not all(tensor.is_floating_point() for tensor in given.values()):
         raise TransferError(f"{called}: wanted floating tensors, got {_shown(given)}")
 
@@ -90,6 +95,12 @@ def want_variant(called: str, variant: str) -> None:
     """Refuse a variant that is neither the paper's formula nor that of its authors' code."""
     if variant not in ("paper", "code"):
         raise TransferError(f"{called}: wanted variant 'paper' or 'code', got {variant!r}")
+
+
+def _tensors(called: str, given: dict[str, Any]) -> None:
+    if not all(isinstance(value, Tensor) for value in given.values()):
+        cure = "; torch.from_numpy and torch.tensor make them"
+        raise TransferError(f"{called}: wanted tensors, got {_shown(given)}{cure}")
 
 
 def _one_shape(called: str, given: dict[str, Tensor]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer.losses._check import want_alike, want_maps, want_variant
+from ttransfer.losses._ft import ft
 from ttransfer.losses._numeric import root, unit, wide
 
 
@@ -19,7 +19,7 @@ def kta(student: Tensor, teacher: Tensor) -> Tensor:
     .. math:: \frac{1}{nd} \sum_i \Bigl\| \frac{s_i}{\|s_i\|_2} - \frac{t_i}{\|t_i\|_2} \Bigr\|_1
 
     The teacher's features come through the encoder of an autoencoder trained before, the student's through an
-    adapter that learns; both are the caller's.
+    adapter that learns; both are the caller's. The formula is that of `ft`.
 
     Args:
         student: features (n, ...); all d numbers of an example are one vector.
@@ -47,8 +47,7 @@ def kta(student: Tensor, teacher: Tensor) -> Tensor:
         Knowledge Adaptation for Efficient Semantic Segmentation. 2019.
     """
     want_alike("kta", student=student, teacher=teacher)
-    s, t = wide(student, teacher.detach())
-    return F.l1_loss(unit(s.flatten(1)), unit(t.flatten(1))).to(student.dtype)
+    return ft(student, teacher)
 
 
 @claims(coupled=False, zero_at_equality=True, non_negative=True, symmetric=True, scale_invariant=True)
