@@ -96,3 +96,12 @@ def test_bad_examples_and_losses_are_refused() -> None:
     }.values():
         with pytest.raises(tt.TransferError, match=text):
             call()
+
+
+def test_logits_of_a_domain_are_logits_in_an_example_too() -> None:
+    def apart(source_logits: Tensor, target_logits: Tensor) -> Tensor:
+        return source_logits.softmax(1).mean(0).sub(target_logits.softmax(1).mean(0)).square().sum()
+
+    wanted = "source_logits: logits (n, 3), target_logits: logits (m, 3)"
+    assert taken(apart, (torch.randn(4, 3, generator=G), torch.randn(5, 3, generator=G))) == wanted
+    assert "target_logits: logits (m, c)" in taken(apart)

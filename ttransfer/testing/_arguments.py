@@ -258,4 +258,5 @@ def _kind(fn: Callable[..., Any], name: str, value: Tensor, has_rows: bool) -> s
             return "mask"
         return "weights"
     seen = words(name)
-    return "logits" if has_rows and value.ndim == 2 and seen & LOGITS and not seen & FEATURES else "features"
+    scores = seen & {"logits", "logit"} or (seen & LOGITS and not seen & FEATURES)
+    return "logits" if has_rows and value.ndim == 2 and scores else "features"
