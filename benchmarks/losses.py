@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,8 +22,10 @@ from _measure import Times, interleaved
 from step import Report
 from torch import Tensor
 
+from ttransfer.cli._speeds import SPEEDS
+
 EXEMPT = ("losses.kd", "losses.fitnet", "losses.logit_mse")  # a line of torch each
-SPEEDS = Path(__file__).parents[1] / "ttransfer" / "cli" / "_speeds.py"
+PLACE = Path(__file__).parents[1] / "ttransfer" / "cli" / "_speeds.py"
 
 
 def inputs(pair: Pair, dtype: torch.dtype) -> list[Tensor]:
@@ -65,8 +67,14 @@ def geometric(ratios: list[float]) -> float:
     return statistics.geometric_mean(ratios) if ratios else float("nan")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(pairs: Sequence[Pair], what: str) -> None:
+    """Time pairs, and report.
+
+    Args:
+        pairs: what to time.
+        what: the program, in words.
+    """
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
     parser.add_argument("--output", type=Path, help="also write the report to this file")
     parser.add_argument("--only", nargs="*", default=[], help="names such as rkd")
     parser.add_argument("--eager", action="store_true", help="do not compile")
@@ -74,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    chosen = [pair for pair in PAIRS if not given.only or pair.name.split(".")[1] in given.only]
+    chosen = [pair for pair in pairs if not given.only or pair.name.split(".")[1] in given.only]
     report, began, found = Report(), time.perf_counter(), {}
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
@@ -103,10 +111,14 @@ def main() -> None:
     if given.output:
         given.output.write_text("\n".join(report.lines) + "\n")
     if given.write:
-        text = SPEEDS.read_text()
-        lines = "".join(f'    ("{n}", "{p}"): ({e:.3g}, {c:.3g}),\n' for (n, p), (e, c) in sorted(found.items()))
-        SPEEDS.write_text(text[: text.index("= {")] + "= {\n" + lines + "}\n")
+        # What another program measured stays.
+        known = {key: ratios for key, ratios in SPEEDS.items() if key[0] not in {pair.name for pair in pairs}}
+        text = PLACE.read_text()
+        lines = "".join(
+            f'    ("{n}", "{p}"): ({e:.3g}, {c:.3g}),\n' for (n, p), (e, c) in sorted({**known, **found}.items())
+        )
+        PLACE.write_text(text[: text.index("= {")] + "= {\n" + lines + "}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(PAIRS, __doc__ or "")
