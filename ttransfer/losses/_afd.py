@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import unit, wide
 from ttransfer.losses._check import want_floats, want_maps
-from ttransfer.losses._numeric import unit, wide
 
 Layers = Tensor | Sequence[Tensor]
 

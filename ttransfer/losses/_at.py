@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import root, unit, wide
 from ttransfer.losses._check import want_maps, want_variant
-from ttransfer.losses._numeric import root, unit, wide
 
 
 def attention(x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import gram
 from ttransfer.losses._check import want_rows
-from ttransfer.losses._numeric import gram
 
 
 @claims(coupled=True, non_negative=True, rotation_invariant=True, row_symmetric=True)

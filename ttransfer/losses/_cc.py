@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
+from ttransfer._numeric import gram, unit, wide
 from ttransfer.losses._check import want_rows
-from ttransfer.losses._numeric import gram, unit, wide
 
 
 @claims(

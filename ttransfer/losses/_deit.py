@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_logits, want_variant
 from ttransfer.losses._kd import kd
-from ttransfer.losses._numeric import wide
 
 
 @claims(

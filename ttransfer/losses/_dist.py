@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_logits, want_maps
-from ttransfer.losses._numeric import wide
 
 # What has a smaller norm counts as without direction, as in the authors' code.
 _EPS = 1e-8

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import picked, wide, without
 from ttransfer.losses._check import want_labels, want_logits
-from ttransfer.losses._numeric import picked, wide, without
 
 
 @claims(

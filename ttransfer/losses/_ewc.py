@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, nearest, shown
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_floats
-from ttransfer.losses._numeric import wide
 
 __all__ = ["ewc", "fisher"]
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_alike
-from ttransfer.losses._numeric import wide
 
 
 @claims(

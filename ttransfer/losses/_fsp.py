@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_maps
-from ttransfer.losses._numeric import wide
 
 
 @claims(coupled=False, zero_at_equality=True, non_negative=True, repeat_invariant=True, double_backward=True)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import unit, wide
 from ttransfer.losses._at import attention
 from ttransfer.losses._check import want_alike, want_maps
-from ttransfer.losses._numeric import unit, wide
 
 _TAGS: dict[str, Any] = {
     "zero_at_equality": True,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_maps
-from ttransfer.losses._numeric import wide
 
 
 def _imitated(student: Any, teacher: Any, mask: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import gram, wide
 from ttransfer.losses._check import want_maps, want_rows
-from ttransfer.losses._numeric import gram, wide
 
 
 @claims(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import divergence
 from ttransfer.losses._check import want_logits
-from ttransfer.losses._numeric import divergence
 
 
 @claims(

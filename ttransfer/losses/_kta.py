@@ -7,9 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import root, unit, wide
 from ttransfer.losses._check import want_alike, want_maps, want_variant
 from ttransfer.losses._ft import ft
-from ttransfer.losses._numeric import root, unit, wide
 
 
 @claims(coupled=False, zero_at_equality=True, non_negative=True, symmetric=True, scale_invariant=True)

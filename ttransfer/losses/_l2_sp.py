@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_floats
-from ttransfer.losses._numeric import wide
 
 __all__ = ["l2", "l2_sp"]
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_labels, want_logits
-from ttransfer.losses._numeric import wide
 
 
 @claims(coupled=False, non_negative=True, shift_invariant=True, class_symmetric=True, double_backward=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import unit, wide
 from ttransfer.losses._check import want_maps
-from ttransfer.losses._numeric import unit, wide
 
 
 @claims(coupled=False, zero_at_equality=True, non_negative=True, symmetric=True, scale_invariant=True)

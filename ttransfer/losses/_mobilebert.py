@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import divergence, wide
 from ttransfer.losses._check import want_alike, want_variant
-from ttransfer.losses._numeric import divergence, wide
 from ttransfer.losses._tokens import masked_mean, masked_square, tokens, want_mask
 
 

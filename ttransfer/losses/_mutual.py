@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_logits
-from ttransfer.losses._numeric import wide
 
 
 @claims(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import unit, wide
 from ttransfer.losses._check import want_alike
-from ttransfer.losses._numeric import unit, wide
 
 
 @claims(

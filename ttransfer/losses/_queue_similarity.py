@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import divergence, unit, wide
 from ttransfer.losses._check import want_alike, want_floats
-from ttransfer.losses._numeric import divergence, unit, wide
 
 Number = float | Tensor
 

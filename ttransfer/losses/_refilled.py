@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import distances, divergence, unit, wide
 from ttransfer.losses._check import want_labels, want_logits, want_rows
-from ttransfer.losses._numeric import distances, divergence, unit, wide
 
 
 @claims(coupled=True, zero_at_equality=True, non_negative=True, scale_invariant=True, rotation_invariant=True)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import distances, wide
 from ttransfer.losses._check import want_rows
-from ttransfer.losses._numeric import distances, wide
 
 _TAGS: dict[str, Any] = {
     "zero_at_equality": True,

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import divergence, wide
 from ttransfer.losses._check import want_labels, want_logits
-from ttransfer.losses._numeric import divergence, wide
 
 __all__ = ["boundary_kd", "pixel_kd"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import divergence, wide
 from ttransfer.losses._check import want_floats
-from ttransfer.losses._numeric import divergence, wide
 
 
 @claims(coupled=False, non_negative=True, double_backward=True)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import gram, unit, wide
 from ttransfer.losses._check import want_rows
-from ttransfer.losses._numeric import gram, unit, wide
 
 
 @claims(

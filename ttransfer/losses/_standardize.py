@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import root, wide
 from ttransfer.losses._check import want_logits
 from ttransfer.losses._kd import kd
-from ttransfer.losses._numeric import root, wide
 
 
 def standardize(logits: Tensor) -> Tensor:

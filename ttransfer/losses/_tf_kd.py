@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import picked, wide
 from ttransfer.losses._check import want_labels, want_logits, want_variant
-from ttransfer.losses._numeric import picked, wide
 
 
 @claims(coupled=False, non_negative=True, shift_invariant=True, class_symmetric=True, double_backward=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_alike
-from ttransfer.losses._numeric import wide
 from ttransfer.losses._tokens import masked_square, tokens, want_mask
 
 

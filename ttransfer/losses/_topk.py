@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_floats, want_logits
-from ttransfer.losses._numeric import wide
 
 
 def save_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

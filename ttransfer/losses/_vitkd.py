@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import wide
 from ttransfer.losses._check import want_alike
-from ttransfer.losses._numeric import wide
 
 
 @claims(coupled=False, zero_at_equality=True, non_negative=True, symmetric=True, double_backward=True)

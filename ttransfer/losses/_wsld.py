@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._numeric import picked, wide
 from ttransfer.losses._check import want_labels, want_logits
-from ttransfer.losses._numeric import picked, wide
 
 
 @claims(coupled=False, non_negative=True, shift_invariant=True, class_symmetric=True)

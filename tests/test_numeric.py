@@ -1,4 +1,4 @@
-"""Roots, norms and distances where the plain formulas break."""
+"""Roots, norms, distances and entropies where the plain formulas break."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import grad
 
-from ttransfer.losses._numeric import distances, divergence, gram, picked, root, unit, wide, without
+from ttransfer._numeric import distances, divergence, entropies, gram, log_other, picked, root, unit, wide, without
 
 
 def test_one_dtype_of_float32_at_least() -> None:
@@ -67,3 +67,21 @@ def test_divergence_along_an_axis(dim: int) -> None:
     assert torch.allclose(divergence(student, teacher, dim), (p * (p / q).log()).sum(dim), rtol=1e-12, atol=0)
     sure = torch.tensor([[1e4, 0.0]])
     assert divergence(sure, sure.flip(1)).tolist() == [1e4]
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3, 2)])
+def test_entropies_and_what_is_left_of_1(shape: tuple[int, ...]) -> None:
+    z = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    p = z.exp() / z.exp().sum(1, keepdim=True)
+    labels = p.argmax(1)
+    assert torch.allclose(entropies(z), -(p * p.log()).sum(1), rtol=1e-12)
+    assert torch.allclose(log_other(z, labels), (1 - p.gather(1, labels[:, None])[:, 0]).log(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entropies_of_confident_rows(dtype: torch.dtype) -> None:
+    z = torch.tensor([[1000.0, 0.0, -1000.0], [0.0, 0.0, 0.0]], dtype=dtype)
+    assert entropies(z)[0] == 0
+    assert log_other(z, z.argmax(1))[0] == -1000
+    assert grad(lambda z: entropies(z).sum())(z).isfinite().all()
+    assert grad(lambda z: log_other(z, z.argmax(1)).sum())(z).isfinite().all()

@@ -1,4 +1,7 @@
-"""Pieces of losses whose value and gradient are finite where the plain formula's are not."""
+"""Pieces of losses and alignments whose value and gradient are finite where the plain formula's are not.
+
+Both may import this file; it imports nothing of the library.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["distances", "divergence", "gram", "picked", "root", "unit", "wide", "without"]
+__all__ = ["distances", "divergence", "entropies", "gram", "log_other", "picked", "root", "unit", "wide", "without"]
 
 
 def wide(*xs: Tensor) -> tuple[Tensor, ...]:
@@ -23,6 +26,17 @@ def divergence(student: Tensor, teacher: Tensor, dim: int = 1) -> Tensor:
     """
     log_s, log_t = student.log_softmax(dim), teacher.log_softmax(dim)
     return (log_t.exp() * (log_t - log_s)).sum(dim)
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy in nats of each row's softmax: (n, classes, ...) -> (n, ...)."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def log_other(logits: Tensor, labels: Tensor) -> Tensor:
+    """log(1 - p) of the labels' classes: (n, classes, ...), (n, ...) -> (n, ...); finite where p rounds to 1."""
+    return without(logits, labels)[1].logsumexp(1) - logits.logsumexp(1)
 
 
 def root(x: Tensor) -> Tensor:
