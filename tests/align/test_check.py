@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttransfer import align
 from ttransfer._errors import TransferError
-from ttransfer.align._check import features
+from ttransfer.align._check import features, row_labels, rows_of
 
 DISTANCES = [align.mmd, align.mmd_unbiased, align.mmd_linear, align.coral]
 
@@ -52,3 +52,16 @@ def test_one_row_is_too_few_for_an_unbiased_estimate(distance: Callable[..., Ten
         distance(torch.zeros(1, 3), torch.zeros(4, 3))
     with pytest.raises(TransferError, match=r"target \(1, 3\)"):
         distance(torch.zeros(4, 3), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(4), torch.zeros(3).long(), torch.zeros(4, 1).long()])
+def test_labels_are_refused(labels: Tensor) -> None:
+    with pytest.raises(TransferError, match=r"loss: wanted labels \(n,\) .*, got features \(4, 2\) float32 and labels"):
+        row_labels("loss", torch.zeros(4, 2), labels)
+
+
+def test_rows_of() -> None:
+    assert rows_of("loss", torch.zeros(4, 2).bfloat16()).dtype == torch.float32
+    for bad in (torch.zeros(4), torch.zeros(4, 2, 3, 3), torch.zeros(4, 2).long(), torch.zeros(0, 2)):
+        with pytest.raises(TransferError, match=r"loss: wanted floating features \(n, d\), got"):
+            rows_of("loss", bad)

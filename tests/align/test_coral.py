@@ -1,101 +1,71 @@
-"""`coral` against the paper's formula in slow loops."""
+"""`coral` and `coral_mean` against the formulas in slow loops, and other packages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, vmap
-from torch.utils._pytree import tree_map
 
-from ttransfer._claims import claims_of
-from ttransfer.align import coral
-
-SIZES = [(2, 2, 1), (6, 6, 3), (5, 9, 4), (7, 3, 12)]
+from tests.support.peers import same, theirs
+from ttransfer.align._coral import coral, coral_mean
+from ttransfer.testing import loss_trial, parametrize_with_checks
 
 
-def pair(n: int, m: int, d: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    source = torch.randn(n, d, dtype=torch.float64, generator=generator)
-    return source, 2 * torch.randn(m, d, dtype=torch.float64, generator=generator) + 1
+def covariance(data: Tensor, i: int, j: int) -> Tensor:
+    """The paper's, D'D - (1'D)'(1'D) / n, one entry of it."""
+    n = len(data)
+    products = torch.stack([row[i] * row[j] for row in data]).sum()
+    one, other = (torch.stack([row[k] for row in data]).sum() for k in (i, j))
+    return (products - one * other / n) / (n - 1)
 
 
-def slow(source: Tensor, target: Tensor) -> float:
-    """The paper's covariance, D'D - (1'D)'(1'D) / n, entry by entry."""
-
-    def covariance(data: np.ndarray, i: int, j: int) -> float:
-        n = len(data)
-        products = sum(row[i] * row[j] for row in data)
-        return (products - sum(row[i] for row in data) * sum(row[j] for row in data) / n) / (n - 1)
-
-    s, t, d = source.numpy(), target.numpy(), source.shape[1]
-    return sum((covariance(s, i, j) - covariance(t, i, j)) ** 2 for i in range(d) for j in range(d)) / (4 * d**2)
+def gaps(source: Tensor, target: Tensor) -> Tensor:
+    d = source.shape[1]
+    pairs = [(i, j) for i in range(d) for j in range(d)]
+    return torch.stack([(covariance(source, i, j) - covariance(target, i, j)) ** 2 for i, j in pairs]).sum() / d**2
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_value(size: tuple[int, int, int]) -> None:
-    assert coral(*pair(*size)).item() == pytest.approx(slow(*pair(*size)), rel=1e-11)
+def slow(source: Tensor, target: Tensor) -> Tensor:
+    return gaps(source, target) / 4
 
 
-Fn = Callable[..., Any]
+def slow_mean(source: Tensor, target: Tensor) -> Tensor:
+    columns = range(source.shape[1])
+    means = [(sum(source[:, i]) / len(source) - sum(target[:, i]) / len(target)) ** 2 for i in columns]
+    return gaps(source, target) + sum(means) / len(means)
 
 
-def compiled(fn: Fn) -> Fn:
-    torch.compiler.reset()
-    return torch.compile(fn, backend="aot_eager", fullgraph=True)
+TRIALS = (
+    loss_trial(coral, reference=slow, examples=4),
+    loss_trial(coral_mean, reference=slow_mean, examples=4),
+)
 
 
-def mapped(fn: Fn) -> Fn:
-    return lambda *xs: tree_map(lambda y: y[0], vmap(fn)(*(torch.stack([x, 2 * x]) for x in xs)))
+@parametrize_with_checks(TRIALS)
+def test_laws(check: Callable[[], None]) -> None:
+    check()
 
 
-MODES: dict[str, Callable[[Fn], Fn]] = {
-    "compiled": compiled,
-    "vmapped": mapped,
-    "compiled vmapped": lambda fn: compiled(mapped(fn)),
-}
+@pytest.mark.parametrize("size", [(2, 2, 1), (6, 6, 3), (5, 9, 4), (7, 3, 12)])
+def test_beside_others(size: tuple[int, int, int]) -> None:
+    n, m, d = size
+    s, t = torch.randn(n, d), 2 * torch.randn(m, d) + 1
+    other = theirs("pytorch_adapt.layers", "CORALLoss")
+    same(coral, other, s, t)
+    same(lambda s, t: coral_mean(s, t) - (s.mean(0) - t.mean(0)).square().mean(), lambda s, t: 4 * other(s, t), s, t)
+    if d > 1:
+        same(coral, lambda s, t: theirs("skada.deep.losses", "deepcoral_loss", s, t), s, t)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", SIZES)
-def test_modes_agree(mode: str, size: tuple[int, int, int]) -> None:
-    both = grad_and_value(coral, argnums=(0, 1))
-    torch.testing.assert_close(MODES[mode](both)(*pair(*size)), both(*pair(*size)), rtol=1e-10, atol=1e-13)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_gradient(size: tuple[int, int, int]) -> None:
-    assert torch.autograd.gradcheck(coral, tuple(x.requires_grad_() for x in pair(*size)), atol=1e-7)
-
-
-def test_laws() -> None:
-    s, t = pair(5, 9, 4)
-    value = coral(s, t)
-    assert torch.allclose(coral(t, s), value, rtol=1e-12)
-    assert torch.allclose(coral(s.flip(0), t[torch.randperm(9)]), value, rtol=1e-12)
-    assert torch.allclose(coral(s + 5, t - 7), value, rtol=1e-10)  # means are free
-    rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
-    assert torch.allclose(coral(s @ rotation, t @ rotation), value, rtol=1e-12)
-    assert torch.allclose(coral(3 * s, 3 * t), 81 * value, rtol=1e-12)
-    assert coral(s, s).item() == 0
-    assert grad(coral)(s, s).count_nonzero() == 0
-    assert claims_of(coral).coupled
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_and_collapsed_rows_are_finite(dtype: torch.dtype) -> None:
-    large = torch.tensor([[1e3, -1e3], [-1e3, 1e3], [0.0, 1e3]], dtype=dtype)
-    collapsed = torch.full((4, 2), 0.1, dtype=dtype)
-    for s, t in ((large, collapsed), (collapsed, large), (collapsed, collapsed)):
-        assert coral(s, t).dtype == dtype
-        assert coral(s, t).isfinite()
-        assert grad(coral)(s, t).isfinite().all()
+def test_means_are_free_for_one_of_them() -> None:
+    s, t = torch.randn(5, 4).double(), torch.randn(9, 4).double()
+    assert torch.allclose(coral(s + 5, t - 7), coral(s, t), rtol=1e-10)
+    assert torch.allclose(coral(3 * s, 3 * t), 81 * coral(s, t), rtol=1e-12)
+    assert torch.allclose(coral_mean(s + 5, s), torch.tensor(25.0).double(), rtol=1e-10)
 
 
 def test_half_precision_sums_in_float32() -> None:
-    s, t = (x.bfloat16() for x in pair(64, 96, 8))
-    assert coral(s, t).item() == pytest.approx(slow(s.double(), t.double()), rel=4e-3)
+    s, t = torch.randn(64, 8).bfloat16(), (2 * torch.randn(96, 8) + 1).bfloat16()
+    assert coral(s, t).item() == pytest.approx(slow(s.double(), t.double()).item(), rel=4e-3)

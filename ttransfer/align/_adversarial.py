@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
-from ttransfer._errors import TransferError, shown
+from ttransfer.align._check import one_logit
 
 
 def gradient_reversal(x: Tensor, scale: float | Tensor) -> Tensor:
@@ -58,14 +58,12 @@ def domain_adversarial(source_logits: Tensor, target_logits: Tensor) -> Tensor:
         >>> round(tt.align.domain_adversarial(torch.zeros(3, 1), torch.zeros(2, 1)).item(), 4)  # log 2
         0.6931
 
+    Checked against:
+        A loop.
+
     References:
         Yaroslav Ganin, Evgeniya Ustinova, Hana Ajakan, Pascal Germain, Hugo Larochelle, François Laviolette,
         Mario Marchand, Victor Lempitsky. Domain-Adversarial Training of Neural Networks. 2016.
     """
-    for logits in (source_logits, target_logits):
-        if logits.ndim == 0 or not (logits.ndim == 1 or logits.shape[1] == 1 or logits.shape[-1] == 1):
-            raise TransferError(
-                "domain_adversarial: wanted one logit per item, (n,), (n, 1), (n, tokens, 1) or (n, 1, h, w), "
-                f"got source {shown(source_logits)} and target {shown(target_logits)}"
-            )
+    one_logit("domain_adversarial", source=source_logits, target=target_logits)
     return -0.5 * (F.logsigmoid(source_logits).mean() + F.logsigmoid(-target_logits).mean())
