@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ttransfer as tt
+from tests.support.games import obeys
 from tests.support.nets import conv, images
 from tests.support.sharded import gap
 from tests.support.steps import refused, small_step
-from ttransfer.testing import check_term
 
 READS = (
     ["student(source).conv", "student(source).act"],
@@ -98,8 +98,7 @@ def test_sharded() -> None:
 def test_it_obeys_the_laws_of_terms() -> None:
     readings = ([torch.randn(5, 3, 4, 4), torch.randn(5, 4, 2, 2)], [torch.randn(5, 6, 2, 2)])
     term = tt.terms.afd(READS[0], READS[1][:1], dim=4)
-    report = check_term(term, readings)
-    assert not report.failed, report
+    obeys(term, readings, {})
 
 
 def test_what_is_refused() -> None:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 import ttransfer as tt
 from tests.support.compare import worst
+from tests.support.games import obeys
 from tests.support.nets import mlp, vectors
 from tests.support.peers import tapped, theirs
 from tests.support.sharded import gap
 from tests.support.steps import refused, run, small_step
-from ttransfer.testing import check_term
 
 SIZE, DIM, OTHERS = 20, 5, 7
 READS = ("student(source).fc:in", "teacher(source).fc:in", "source.index")
@@ -111,8 +111,7 @@ def test_it_obeys_the_laws_of_terms() -> None:
     readings = (torch.randn(4, 3), torch.randn(4, 6), torch.arange(4), torch.arange(4) * 7919)
     held = "the first batch's constants are held, as the paper does"
     why = dict.fromkeys(("gradcheck", "own-gradients", "numbers-are-differentiable"), held)
-    report = check_term(made(), readings, expected_failed_checks=why)
-    assert not report.failed, report
+    obeys(made(), readings, why)
 
 
 def test_what_is_refused() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import ttransfer as tt
+from tests.support.games import obeys
 from tests.support.nets import mlp, vectors
 from tests.support.steps import small_step
-from ttransfer.testing import check_term
 
 NETS = {"student": tt.functional(mlp(1)), "teacher": tt.functional(mlp(2))}
 READS = ("student(source)", "teacher(source)")
@@ -35,4 +35,4 @@ def test_it_obeys_the_laws_of_terms() -> None:
         "every-number-counts": "the scale is in the gradient of θ alone, and the law looks at the readings'",
     }
     term = tt.terms.ctkd(*READS)
-    assert not check_term(term, (torch.randn(4, 3), torch.randn(4, 3)), expected_failed_checks=why).failed
+    obeys(term, (torch.randn(4, 3), torch.randn(4, 3)), why)

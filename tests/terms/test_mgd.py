@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import ttransfer as tt
 from tests.support.compare import worst
+from tests.support.games import obeys
 from tests.support.nets import conv, images
 from tests.support.peers import theirs
 from tests.support.sharded import gap
 from tests.support.steps import refused, run, small_step
-from ttransfer.testing import check_term
 
 READS = ("student(source).conv", "teacher(source).conv")
 KEYS = torch.arange(4) * 7919
@@ -92,8 +92,7 @@ def test_positions_and_channels() -> None:
 
 @both
 def test_it_obeys_the_laws_of_terms(make: Any) -> None:
-    report = check_term(make(*READS), (torch.randn(4, 3, 4, 4), torch.randn(4, 5, 4, 4), KEYS))
-    assert not report.failed, report
+    obeys(make(*READS), (torch.randn(4, 3, 4, 4), torch.randn(4, 5, 4, 4), KEYS), {})
 
 
 def test_what_is_refused() -> None:

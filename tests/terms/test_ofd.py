@@ -11,10 +11,10 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 import ttransfer as tt
+from tests.support.games import obeys
 from tests.support.nets import conv, images
 from tests.support.sharded import gap
 from tests.support.steps import refused, small_step
-from ttransfer.testing import check_term
 
 READS = ("student(source).bn", "teacher(source).bn")
 NETS = {"student": tt.functional(conv(1)), "teacher": tt.functional(conv(2))}
@@ -74,8 +74,7 @@ def test_in_a_step_and_sharded() -> None:
 
 def test_it_obeys_the_laws_of_terms() -> None:
     readings = (torch.randn(4, 3, 2, 2), torch.randn(4, 5, 2, 2), {k: x.float() for k, x in weights().items()})
-    report = check_term(tt.terms.ofd(*READS), readings)
-    assert not report.failed, report
+    obeys(tt.terms.ofd(*READS), readings, {})
 
 
 def test_what_is_refused() -> None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ttransfer as tt
+from tests.support.games import obeys
 from tests.support.nets import conv, images
 from tests.support.peers import tapped, theirs
 from tests.support.sharded import gap
 from tests.support.steps import refused, small_step
-from ttransfer.testing import check_term
 
 TAPS = ("conv", "act", "fc:in")
 READS = [f"student(source).{tap}" for tap in TAPS], [f"teacher(source).{tap}" for tap in TAPS]
@@ -90,8 +90,7 @@ def test_pooled_features_are_maps_of_one_position() -> None:
 
 def test_it_obeys_the_laws_of_terms() -> None:
     readings = ([torch.randn(5, 3, 4, 4), torch.randn(5, 4, 2, 2)], [torch.randn(5, 6, 4, 4), torch.randn(5, 3, 2, 2)])
-    report = check_term(tt.terms.reviewkd(READS[0][:2], READS[1][:2], middle=4), readings)
-    assert not report.failed, report
+    obeys(tt.terms.reviewkd(READS[0][:2], READS[1][:2], middle=4), readings, {})
 
 
 def test_what_is_refused() -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import ttransfer as tt
+from tests.support.games import obeys
 from tests.support.nets import mlp, vectors
 from tests.support.steps import refused, small_step
-from ttransfer.testing import check_term
 
 NETS = {"student": tt.functional(mlp(1)), "teacher": tt.functional(mlp(2))}
 READS = ("student(source).fc:in", "teacher(source).fc:in")
@@ -49,7 +49,7 @@ def test_it_is_the_loss_of_its_regression() -> None:
 
 def test_it_obeys_the_laws_of_terms() -> None:
     term = tt.terms.vid(*READS, mean=tt.adapters.linear(4))
-    assert not check_term(term, (torch.randn(4, 3), torch.randn(4, 4))).failed
+    obeys(term, (torch.randn(4, 3), torch.randn(4, 4)), {})
 
 
 def test_variances_follow_what_is_left_to_learn() -> None:

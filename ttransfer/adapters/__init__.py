@@ -6,6 +6,16 @@ from ttransfer.adapters._conv import conv
 from ttransfer.adapters._gc_block import gc_block
 from ttransfer.adapters._linear import linear, mlp
 from ttransfer.adapters._lora import lora
+from ttransfer.adapters._patch import patch, pooled
 from ttransfer.adapters._stochnorm import stochnorm
 
-__all__ = ["conv", "gc_block", "linear", "lora", "mlp", "stochnorm"]
+__all__ = [
+    "conv",
+    "gc_block",
+    "linear",
+    "lora",
+    "mlp",
+    "patch",
+    "pooled",
+    "stochnorm",
+]

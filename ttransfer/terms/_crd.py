@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
+from ttransfer._numeric import unit, wide
 from ttransfer.adapters import linear
 from ttransfer.core import Params, Term, term, uniform
 from ttransfer.losses._crd import contrast, log_partition
-from ttransfer.losses._numeric import unit, wide
 from ttransfer.terms._parts import keys_of, part, under
 
 __all__ = ["crd"]

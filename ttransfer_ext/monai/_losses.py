@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer.losses._check import want_labels, want_logits
-from ttransfer.losses._numeric import wide
+from ttransfer._numeric import wide
 
 __all__ = ["batch_dice", "dice", "dice_ce"]
 
