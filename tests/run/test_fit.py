@@ -105,6 +105,18 @@ def test_an_ensemble_logs_means_and_members() -> None:
     }  # fmt: skip
 
 
+def test_a_sweep_of_an_ensemble_is_fitted_and_logged() -> None:
+    step = tt.sweep(tt.ensemble(real(), 2), {"optim.lr.peak": [0.1, 0.01, 0.0]})
+    fitted = fit(step, step.init(next(data())), data(), steps=2, log_every=2)
+    (row,) = fitted.history
+    assert {f"loss/{i}/{j}" for i in range(3) for j in range(2)} <= set(row)
+    state, batches = step.init(next(data())), data()
+    for _ in range(2):
+        state, logs = step(state, next(batches))
+    found = torch.tensor([[row[f"loss/{i}/{j}"] for j in range(2)] for i in range(3)])
+    torch.testing.assert_close(found, logs["loss"].float(), rtol=1e-5, atol=0)
+
+
 def test_the_caller_s_generator_is_left_alone() -> None:
     step = real()
     before = torch.get_rng_state()

@@ -39,13 +39,19 @@ def test_members_are_logged_beside_their_mean() -> None:
     assert math.isnan(row_of({"kd": torch.tensor([NAN])})["kd"])
 
 
+def test_a_sweep_of_an_ensemble_is_logged_by_both_numbers() -> None:
+    row = row_of({"kd": torch.tensor([[1.0, 2.0], [NAN, 6.0]])})
+    assert (row["kd"], row["kd/0/0"], row["kd/0/1"], row["kd/1/1"]) == (3.0, 1.0, 2.0, 6.0)
+    assert math.isnan(row["kd/1/0"])
+
+
 @pytest.mark.parametrize(
     ("value", "what"),
-    [(torch.zeros(2, 2), r"a tensor of shape \(2, 2\)"), ("high", "str"), (None, "NoneType"), ({}, "dict")],
+    [(torch.zeros(2, 2, 2), r"a tensor of shape \(2, 2, 2\)"), ("high", "str"), (None, "NoneType"), ({}, "dict")],
 )
 def test_what_is_no_number_is_named(value: Any, what: str) -> None:
     with pytest.raises(
-        tt.TransferError, match=rf"^evaluate: 'accuracy' is {what}, wanted a number or a tensor of shape"
+        tt.TransferError, match=rf"^evaluate: 'accuracy' is {what}, wanted a number, or a tensor with one number"
     ):
         row_of({"accuracy": value}, "evaluate")
 

@@ -31,10 +31,10 @@ def row_of(values: Mapping[str, Any], source: str = "logs") -> Row:
     """Return values as Python floats.
 
     A value of shape (n,), of an ensemble, gives n + 1 entries: every member's under "name/i", and under "name" the
-    mean over the members whose value is finite.
+    mean over the members whose value is finite. One of shape (n, m), of a sweep of an ensemble, has "name/i/j".
 
     Args:
-        values: name -> number or tensor of shape () or (n,).
+        values: name -> number or tensor of shape (), (n,) or (n, m).
         source: what the values come from, for errors.
 
     Raises:
@@ -50,16 +50,26 @@ def row_of(values: Mapping[str, Any], source: str = "logs") -> Row:
         found = value.detach().tolist() if isinstance(value, Tensor) else value
         try:
             if isinstance(found, list):
-                members = [float(member) for member in cast(list[float], found)]
-                kept = [member for member in members if math.isfinite(member)]
+                members = dict(_members(name, cast(list[Any], found)))
+                kept = [member for member in members.values() if math.isfinite(member)]
                 row[name] = statistics.mean(kept) if kept else math.nan  # exact: that of equal numbers is the number
-                row.update({f"{name}/{i}": member for i, member in enumerate(members)})
+                row.update(members)
             else:
                 row[name] = float(found)
         except (TypeError, ValueError):
             what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TransferError(f"{source}: {name!r} is {what}, wanted a number or a tensor of shape (n,)") from None
+            raise TransferError(
+                f"{source}: {name!r} is {what}, wanted a number, or a tensor with one number for each member"
+            ) from None
     return row
+
+
+def _members(name: str, found: list[Any], depth: int = 2) -> Iterator[tuple[str, float]]:
+    for i, member in enumerate(found):
+        if isinstance(member, list) and depth > 1:
+            yield from _members(f"{name}/{i}", cast(list[Any], member), depth - 1)
+        else:
+            yield f"{name}/{i}", float(member)
 
 
 @contextlib.contextmanager
