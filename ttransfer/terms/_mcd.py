@@ -20,8 +20,8 @@ def mcd(source: Any, target: Any, labels: Any, *, weight: Any = 1.0) -> dict[str
 
     - "all" trains features and classifiers on labelled source rows;
     - "heads" trains the classifiers to go on doing so and to disagree on target rows: `tt.align.mcd`, negated;
-    - "body" trains the features so that they agree. The paper takes 4 steps of it. Its one term has the weight, which Adam
-      does not feel: there sweep the rate.
+    - "body" trains the features so that they agree. The paper takes 4 steps of it. Its one term has the weight, which
+      Adam does not feel: there sweep the rate.
 
     Args:
         source: two reads, of both classifiers' logits (n, classes) of source rows.
