@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import runpy
 import statistics
 import tempfile
 import time
@@ -21,8 +22,6 @@ from _loss_pairs import PAIRS, Loss, Pair
 from _measure import Times, interleaved
 from step import Report
 from torch import Tensor
-
-from ttransfer.cli._speeds import SPEEDS
 
 EXEMPT = ("losses.kd", "losses.fitnet", "losses.logit_mse")  # a line of torch each
 PLACE = Path(__file__).parents[1] / "ttransfer" / "cli" / "_speeds.py"
@@ -112,7 +111,8 @@ def main(pairs: Sequence[Pair], what: str) -> None:
         given.output.write_text("\n".join(report.lines) + "\n")
     if given.write:
         # What another program measured stays.
-        known = {key: ratios for key, ratios in SPEEDS.items() if key[0] not in {pair.name for pair in pairs}}
+        written = runpy.run_path(str(PLACE))["SPEEDS"]
+        known = {key: ratios for key, ratios in written.items() if key[0] not in {pair.name for pair in pairs}}
         text = PLACE.read_text()
         lines = "".join(
             f'    ("{n}", "{p}"): ({e:.3g}, {c:.3g}),\n' for (n, p), (e, c) in sorted({**known, **found}.items())
