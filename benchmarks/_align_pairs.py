@@ -92,18 +92,18 @@ def wasserstein(s: Tensor, t: Tensor) -> Tensor:
     return align.sinkhorn_divergence(s, t, epsilon=100.0, iterations=100)
 
 
-@functools.cache
 def atdoc_memory(dtype: torch.dtype) -> align.Memory:
     g = torch.Generator().manual_seed(0)
     features = F.normalize(torch.randn(4000, 256, generator=g, dtype=torch.float64))
     return align.Memory(features.to(dtype), torch.rand(4000, 65, generator=g, dtype=torch.float64).to(dtype))
 
 
+MEMORIES = {dtype: atdoc_memory(dtype) for dtype in (torch.float32, torch.float64)}
 INDEX = torch.arange(128)
 
 
 def atdoc_ours(z: Tensor, f: Tensor) -> Tensor:
-    return align.atdoc(z, align.neighbourhood(f, INDEX, atdoc_memory(f.dtype)))
+    return align.atdoc(z, align.neighbourhood(f, INDEX, MEMORIES[f.dtype]))
 
 
 def atdoc_peer() -> Loss:
@@ -111,7 +111,7 @@ def atdoc_peer() -> Loss:
     weights = layer("ConfidenceWeights")
 
     def call(z: Tensor, f: Tensor) -> Tensor:
-        loss.feat_memory, loss.pred_memory = atdoc_memory(f.dtype)
+        loss.feat_memory, loss.pred_memory = MEMORIES[f.dtype]
         votes, q = loss(f, z, update=False, idx=INDEX)
         return (weights(q) * F.cross_entropy(z, votes, reduction="none")).mean()
 

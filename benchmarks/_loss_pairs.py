@@ -27,6 +27,8 @@ class Pair(NamedTuple):
         make: -> the peer's, called with the same tensors.
         shapes: of the tensors; the first gets a gradient.
         factor: ours by the peer's value.
+        loops: the peer goes over rows or channels in Python; unrolled, its graph takes many minutes to compile, so that
+            its eager time stands for its compiled one.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Pair(NamedTuple):
     make: Callable[[], Loss]
     shapes: tuple[tuple[int, ...], ...]
     factor: float = 1.0
+    loops: bool = False
 
 
 def made(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +252,7 @@ PAIRS = (
     Pair("losses.irg", losses.irg, ZHIJIAN, irg, FEATURES),
     Pair("losses.bss", losses.bss, ZHIJIAN, bss, ((32, 512),)),
     # Theirs is the root, divided by n once more.
-    Pair("losses.cc", lambda s, t: losses.cc(s, t).sqrt() / 256, TORCHDISTILL, cckd, ((256, 512),) * 2),
+    Pair("losses.cc", lambda s, t: losses.cc(s, t).sqrt() / 256, TORCHDISTILL, cckd, ((256, 512),) * 2, loops=True),
     Pair("losses.rkd", losses.rkd, ZHIJIAN, lambda: zhijian("rkd", "RKD", 25.0, 50.0), FEATURES),
     Pair("losses.ab", losses.ab, ZHIJIAN, lambda: zhijian("ab", "AB", 1.0), MAPS, 64.0 * 16 * 16),
     Pair(
