@@ -69,7 +69,7 @@ def _members(name: str, found: list[Any], depth: int = 2) -> Iterator[tuple[str,
         if isinstance(member, list) and depth > 1:
             yield from _members(f"{name}/{i}", cast(list[Any], member), depth - 1)
         else:
-            yield f"{name}/{i}", float(member)
+            yield f"{name}/{i}", float(cast(Any, member))
 
 
 @contextlib.contextmanager
