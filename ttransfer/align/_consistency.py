@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
-from ttransfer._numeric import wide
+from ttransfer._numeric import divergence, wide
 from ttransfer.align._check import want_logits
 from ttransfer.align._pseudo_label import want_views
 
@@ -121,6 +121,4 @@ def uda(strong: Tensor, weak: Tensor, *, threshold: Number = 0.8, temperature: N
     want_views("uda", strong, weak)
     s, w = wide(strong, weak.detach())
     sure = w.softmax(1).amax(1) > threshold
-    log_s, log_w = s.log_softmax(1), (w / temperature).log_softmax(1)
-    divergence = (log_w.exp() * (log_w - log_s)).sum(1)
-    return (divergence * sure).mean().to(strong.dtype)
+    return (divergence(s, w / temperature) * sure).mean().to(strong.dtype)

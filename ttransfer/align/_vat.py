@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
-from ttransfer._numeric import unit, wide
+from ttransfer._numeric import divergence, unit, wide
 from ttransfer.align._check import want_logits
 
 
@@ -90,8 +90,7 @@ def vat(
         slope = push(_rows(d))[0]
         d = pull(p * (slope - (p * slope).sum(1, keepdim=True)))[0]
     z, w = wide(fn((x + radius * _rows(d.detach())).to(x.dtype)), clean)
-    log_z, log_w = z.log_softmax(1), w.log_softmax(1)
-    return (log_w.exp() * (log_w - log_z)).sum(1).mean().to(clean.dtype)
+    return divergence(z, w).mean().to(clean.dtype)
 
 
 def _rows(x: Tensor) -> Tensor:
