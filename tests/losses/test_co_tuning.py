@@ -26,7 +26,10 @@ def slow_co_tuning(source_logits: Tensor, labels: Tensor, relation: Tensor) -> T
     return total / n
 
 
-RELATION = torch.tensor([[0.2, 0.3, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
+# More new classes than old ones: a trial draws labels by the columns of the logits, and each of them has its row.
+RELATION = torch.tensor(
+    [[0.2, 0.3, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 0.1, 0.2, 0.7], [0.9, 0.0, 0.1, 0.0]]
+)
 LABELS = torch.tensor([0, 2, 1, 0, 2])
 # A partial, so that no other relation is drawn: a trial knows of no table that labels index.
 related, slow_related = (functools.partial(f, relation=RELATION) for f in (co_tuning, slow_co_tuning))
@@ -74,7 +77,7 @@ def test_relation_is_the_mean_over_a_classs_rows() -> None:
 
 def test_errors() -> None:
     with pytest.raises(
-        TransferError, match=r"co_tuning: wanted a relation \(new classes, 4 old classes\), got \(4, 3\)"
+        TransferError, match=r"co_tuning: wanted a relation \(new classes, 4 old classes\), got \(4, 5\)"
     ):
         co_tuning(torch.zeros(5, 4), LABELS, relation=RELATION.mT)
     with pytest.raises(TransferError, match=r"co_tuning: wanted labels of whole numbers"):
