@@ -66,6 +66,8 @@ BY_MODULE = {
 }
 LOGITS, FEATURES, MAPS = ((128, 1000),) * 2, ((64, 512),) * 2, ((32, 64, 16, 16),) * 2
 losses, partial = tt.losses, functools.partial
+# Made here, for a graph can make no generator.
+OF_8, OF_100, OF_1000 = labels(8, 64), labels(100, 128), labels(1000, 128)
 
 
 def hcl() -> Loss:
@@ -278,24 +280,24 @@ PAIRS = (
     Pair("losses.irg_transform", losses.irg_transform, ZHIJIAN, irg_transform, ((32, 64, 16, 16), (32, 128, 8, 8)) * 2),
     Pair(
         "losses.refilled",
-        lambda s, t: losses.refilled(s, t, labels(8, 64)),
+        lambda s, t: losses.refilled(s, t, OF_8),
         ZHIJIAN,
-        lambda: refilled(1, 4.0, lambda loss, s, t: loss(s, t, labels(8, 64))),
+        lambda: refilled(1, 4.0, lambda loss, s, t: loss(s, t, OF_8)),
         FEATURES,
         1 / 500,
     ),
     Pair(
         "losses.refilled_local",
-        lambda s, t: losses.refilled_local(s, t, labels(100, 128)),
+        lambda s, t: losses.refilled_local(s, t, OF_100),
         ZHIJIAN,
-        lambda: refilled(2, 2.0, lambda loss, s, t: loss(s, t, 100, labels(100, 128))),
+        lambda: refilled(2, 2.0, lambda loss, s, t: loss(s, t, 100, OF_100)),
         ((128, 100),) * 2,
     ),
     Pair(
         "losses.label_smoothing",
-        lambda z: losses.label_smoothing(z, labels(1000, 128)),
+        lambda z: losses.label_smoothing(z, OF_1000),
         TORCH,
-        lambda: lambda z: F.cross_entropy(z, labels(1000, 128), label_smoothing=0.1),
+        lambda: lambda z: F.cross_entropy(z, OF_1000, label_smoothing=0.1),
         LOGITS[:1],
     ),
     Pair("terms.crd", crd_ours(), TORCHDISTILL, crd_peer, ((64, 128),) * 2),
