@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Batch,
         Functional,
         Logs,
+        Made,
         Optimizer,
         Out,
         Params,
@@ -56,15 +57,17 @@ if TYPE_CHECKING:
     from ttransfer.core import _tree as tree
     from ttransfer.dist import shard
     from ttransfer.run import Fitted, checkpoints, compile, domains, fit, latest, load, loader, save
+    from ttransfer.weights import as_reparam
 
 _PACKAGES = {
     "ttransfer.core": (
-        "Adapter Batch Functional Logs Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step "
+        "Adapter Batch Functional Logs Made Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step "
         "Term WeightMap alternate citation describe detach ema ensemble fixed functional grid member parse_path "
         "predict read reparam replace reverse set_hyper shared state_dict step sweep term uniform write_back"
     ),
     "ttransfer.run": "Fitted checkpoints compile domains fit latest load loader save",
     "ttransfer.dist": "shard",
+    "ttransfer.weights": "as_reparam",
     "ttransfer._errors": "TransferError",
 }
 _HOME = {name: package for package, names in _PACKAGES.items() for name in names.split()}

@@ -10,7 +10,7 @@ from ttransfer.core._citation import citation
 from ttransfer.core._describe import describe
 from ttransfer.core._functional import functional, reparam
 from ttransfer.core._hyper import fixed, set_hyper
-from ttransfer.core._maps import Adapter, Plan, Reparam, WeightMap
+from ttransfer.core._maps import Adapter, Made, Plan, Reparam, WeightMap
 from ttransfer.core._members import ensemble, grid, member, sweep
 from ttransfer.core._paths import parse_path
 from ttransfer.core._predict import predict, state_dict, write_back
@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "Functional",
     "Logs",
+    "Made",
     "Optimizer",
     "Out",
     "Params",

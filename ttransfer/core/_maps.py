@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttransfer.core._types import Params
 
-__all__ = ["Adapter", "Plan", "Reparam", "WeightMap"]
+__all__ = ["Adapter", "Made", "Plan", "Reparam", "WeightMap"]
 
 
 class Adapter(NamedTuple):
@@ -49,24 +49,46 @@ class Reparam(NamedTuple):
     trains_base: bool = False
 
 
-class Plan(NamedTuple):
-    """The dry run of a WeightMap: where every tensor goes.
+class Made(NamedTuple):
+    """Where one tensor comes from.
 
     Attributes:
-        copied: target name -> source name.
-        unused: source names that go nowhere.
-        missing: target names that get nothing.
-        mismatched: target name -> why the source tensor of that name does not fit.
+        sources: names of the source tensors that it is made of; none for one that is made anew.
+        how: what is done to them, such as "input channels 3 -> 1, summed"; empty for a tensor taken as it is.
+        why: what decided on these sources, where it was not their names.
 
     Example:
-        >>> Plan({"fc.weight": "head.weight"}, (), ("fc.bias",), {}).missing
+        >>> Made(("conv.weight", "bn.weight"), "folded").how
+        'folded'
+    """
+
+    sources: tuple[str, ...]
+    how: str = ""
+    why: str = ""
+
+
+class Plan(NamedTuple):
+    """The dry run of a WeightMap: every tensor of the source and of the target is accounted for.
+
+    Attributes:
+        made: result name -> what it is made of, and how.
+        kept: targets that stay as they are, because the map was told that they may.
+        missing: targets that get nothing.
+        mismatched: target -> why what is for it does not fit.
+        ambiguous: target -> the sources that may be meant, more than one.
+        unused: source -> why it goes nowhere; empty where nothing asks for it.
+
+    Example:
+        >>> Plan({"fc.weight": Made(("head.weight",))}, missing=("fc.bias",)).missing
         ('fc.bias',)
     """
 
-    copied: dict[str, str]
-    unused: tuple[str, ...]
-    missing: tuple[str, ...]
-    mismatched: dict[str, str]
+    made: dict[str, Made]
+    kept: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    mismatched: dict[str, str] = {}
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    unused: dict[str, str] = {}
 
 
 class WeightMap(NamedTuple):

@@ -144,7 +144,7 @@ def check_weight_map(
         >>> def what_fits(src, like):
         ...     return {name: src[name] if name in src else x for name, x in like.items()}
         >>> def all_is_well(src, like):
-        ...     return tt.Plan({name: name for name in like}, (), (), {})
+        ...     return tt.Plan({name: tt.Made((name,)) for name in like})
         >>> lenient = tt.WeightMap(what_fits, all_is_well)
         >>> check_weight_map(lenient, {"w": torch.ones(2)}, {"w": torch.ones(2)})  # doctest: +ELLIPSIS
         Traceback (most recent call last):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from ttransfer.core._maps import Plan, WeightMap
+from ttransfer.core._maps import Made, Plan, WeightMap
 from ttransfer.core._types import Params
-from ttransfer.weights._plan import planned
+from ttransfer.weights._routes import Routes, Tensors, on_meta, planned, taken
 
 
 def chain(*maps: WeightMap) -> WeightMap:
@@ -18,43 +14,58 @@ def chain(*maps: WeightMap) -> WeightMap:
         maps: any number; none is the identity.
 
     Returns:
-        A `WeightMap`. Its plan goes from the last result to the first source, and says of missing and
-        mismatched targets what the last map says of them. It runs the maps before the last one on meta
-        tensors, and so raises what they raise.
+        A `WeightMap`. Its plan goes from the last result to the first source, and says of targets that get
+        nothing, or not what fits, what the last map says of them. It runs the maps before the last one on
+        meta tensors, and so raises what they raise.
 
     Example:
         >>> import torch, ttransfer as tt
         >>> load = tt.weights.chain(tt.weights.rename({"head": "fc"}), tt.weights.match())
         >>> src, like = {"head.weight": torch.ones(2, 3)}, {"fc.weight": torch.zeros(2, 3)}
-        >>> load.plan(src, like).copied
-        {'fc.weight': 'head.weight'}
+        >>> load.plan(src, like).made
+        {'fc.weight': Made(sources=('head.weight',), how='', why='')}
         >>> load.apply(src, like)["fc.weight"].sum().item()
         6.0
     """
 
-    def apply(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
+    def apply(src: Tensors, like: Tensors) -> Params:
         result = dict(src)
         for each in maps:
             result = each.apply(result, like)
         return result
 
-    def plan(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Plan:
+    def plan(src: Tensors, like: Tensors) -> Plan:
         here, target = _meta(src), _meta(like)
-        dry = planned({name: name for name in src}, here, target)
-        origin = dry.copied
+        dry = planned(Routes({name: taken(name) for name in src}), here, target)
+        made, kept, lost = dry.made, set[str](), dict[str, str]()
         for i, each in enumerate(maps):
             if i:
                 here = maps[i - 1].apply(here, target)
             dry = each.plan(here, target)
-            origin = {name: origin[via] for name, via in dry.copied.items() if via in origin}
-        used = set(origin.values())
-        unused = tuple(name for name in src if name not in used)
-        # A target that only an earlier target could fill has no source either.
-        missing = tuple(name for name in like if name not in origin and name not in dry.mismatched)
-        return Plan(origin, unused, missing, dry.mismatched)
+            for via, why in dry.unused.items():
+                lost.update({name: why for name in made.get(via, Made(())).sources if name not in lost})
+            stays = {name for name, one in dry.made.items() if one.sources and not (set(one.sources) - kept)}
+            made = {name: _since(one, made) for name, one in dry.made.items() if name not in stays}
+            kept = stays | set(dry.kept)
+        used = {source for one in made.values() for source in one.sources}
+        unused = {name: lost.get(name, "") for name in src if name not in used}
+        return dry._replace(made=made, kept=tuple(name for name in like if name in kept), unused=unused)
 
     return WeightMap(apply, plan)
 
 
-def _meta(tensors: Mapping[str, Tensor]) -> Params:
-    return {name: tensor.to("meta") for name, tensor in tensors.items()}
+def _since(one: Made, before: dict[str, Made]) -> Made:
+    """What a tensor is made of, told from where the chain began."""
+    steps = [before[via] for via in one.sources if via in before]
+    sources = dict.fromkeys(source for step in steps for source in step.sources)
+    return Made(
+        tuple(sources), _told([step.how for step in steps], one.how), _told([step.why for step in steps], one.why)
+    )
+
+
+def _told(before: list[str], now: str) -> str:
+    return "; ".join(dict.fromkeys(text for text in (*before, now) if text))
+
+
+def _meta(tensors: Tensors) -> Params:
+    return {name: on_meta(tensor) for name, tensor in tensors.items()}

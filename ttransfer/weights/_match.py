@@ -1,73 +1,178 @@
-"""Take the tensors that fit by name and shape."""
+"""Fill a target: by names, and what is left by order and by shape."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 
-from torch import Tensor
+from ttransfer.core._maps import WeightMap
+from ttransfer.weights._order import by_order, tells_order
+from ttransfer.weights._routes import Route, Routes, Tensors, routed
+from ttransfer.weights._shapes import by_shape
+from ttransfer.weights._strict import Allow, allowed, strictly
 
-from ttransfer._errors import TransferError, nearest, shown
-from ttransfer.core._maps import Plan, WeightMap
-from ttransfer.core._tree import matches
-from ttransfer.core._types import Params
-from ttransfer.weights._plan import planned
+__all__ = ["match", "match_by_name", "match_by_order", "match_by_shape"]
+
+Decided = tuple[dict[str, tuple[str, str]], dict[str, tuple[str, ...]]]
+"""target -> (source, why); target -> the sources that may be meant."""
+Decide = Callable[[Tensors, Tensors], Decided]
 
 
-def match(*, allow: str | Sequence[str] = ()) -> WeightMap:
-    """Fill every target tensor with the source tensor of its name and shape.
+def match(*, allow: Allow = ()) -> WeightMap:
+    """Fill every target tensor: by its name; what is left by the order of definition; what is left then by shape.
 
-    Strict: a target tensor that gets nothing is an error unless `allow` names it. Source tensors that
-    nothing asks for (an old head) are left out; the plan lists them. Inside a compiled step do without
-    `allow`: torch 2.8 cannot trace regular expressions.
+    A tensor of the same name and shape is taken. Of those that are left on either side, the two lists are laid side
+    by side: a pair of one kind (the last part of the name, such as "running_mean") and one shape is taken if there is
+    only one best way to do so, and if it takes each module's tensors from one module. Names in alphabetical order
+    come from a sorted file and say nothing of the net, so no order is read from them. What is left then is taken
+    where it is the only one of its kind and shape on both sides. Each decision stands in the plan.
+
+    Strict: a target that gets nothing, or could get more than one thing, is an error, and so is a source tensor that
+    goes nowhere, unless `allow` names it. Inside a compiled step use `match_by_name` without `allow`: torch 2.8
+    cannot trace regular expressions.
 
     Args:
-        allow: regular expressions for whole names of targets that may stay as they are, such as a new head.
+        allow: regular expressions for whole names that may go without: targets that stay as they are (a new head),
+            and sources that are left out (the old head). What they name is matched by name and shape only.
 
     Returns:
-        A `WeightMap` whose result has the target's names in their order and the target's dtypes; tensors
-        stay on the source's device.
+        A `WeightMap` whose result has the target's names in their order and the target's dtypes; tensors stay on the
+        source's device.
 
     Raises:
-        TransferError: at apply, for a target tensor without a source, with the nearest name that is free;
-            for an `allow` that matches no target. The plan raises the latter only.
+        TransferError: at apply, for what is not accounted for, with the nearest names or the candidates; at plan and
+            apply for an `allow` that matches no name.
 
     Example:
         >>> import torch, ttransfer as tt
         >>> src = {"conv.weight": torch.ones(4), "fc.weight": torch.ones(1000, 4)}
-        >>> like = {"conv.weight": torch.zeros(4), "fc.weight": torch.zeros(10, 4)}
-        >>> new = tt.weights.match(allow="fc.*").apply(src, like)
-        >>> new["conv.weight"].sum().item(), new["fc.weight"].sum().item()
+        >>> like = {"stem.weight": torch.zeros(4), "fc.weight": torch.zeros(10, 4)}
+        >>> load = tt.weights.match(allow="fc.*")
+        >>> print(tt.weights.show(load.plan(src, like)))
+        stem.weight  <- conv.weight  by order: 1 of 1
+        fc.weight    -- stays as it is
+        fc.weight    -> nowhere: allowed, (1000, 4) for a target of (10, 4)
+        >>> new = load.apply(src, like)
+        >>> new["stem.weight"].sum().item(), new["fc.weight"].sum().item()
         (4.0, 0.0)
     """
-    patterns = (allow,) if isinstance(allow, str) else tuple(allow)
-
-    def plan(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Plan:
-        for pattern in patterns:
-            if not any(matches(pattern, name) for name in like):
-                raise TransferError(f"match: allow={pattern!r} matches no target{nearest(pattern, like)}")
-        whole = planned({name: name for name in like if name in src}, src, like)
-        copied = {name: via for name, via in whole.copied.items() if name not in whole.mismatched}
-        return Plan(copied, tuple(name for name in src if name not in copied), whole.missing, whole.mismatched)
-
-    def apply(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
-        dry = plan(src, like)
-        left = [n for n in like if n not in dry.copied and not any(matches(p, n) for p in patterns)]
-        if left:
-            raise TransferError(_complaint(left, dry, like))
-        return {n: src[dry.copied[n]].to(like[n].dtype) if n in dry.copied else like[n] for n in like}
-
-    return WeightMap(apply, plan)
+    return _matching("match", allow, _by_name, _in_order, by_shape)
 
 
-def _complaint(left: list[str], dry: Plan, like: Mapping[str, Tensor]) -> str:
-    free = [name for name in dry.unused if name not in dry.mismatched]
-    lines = [f"match: {len(left)} of {len(like)} target tensors get nothing"]
-    for name in left[:5]:
-        why = dry.mismatched.get(name)
-        lines.append(
-            f"  {name!r}: {why}" if why else f"  {name!r} {shown(like[name])}: not in the source{nearest(name, free)}"
+def match_by_name(*, allow: Allow = ()) -> WeightMap:
+    """Fill every target tensor with the source tensor of its name and shape, and with nothing else.
+
+    Args:
+        allow: as for `match`.
+
+    Returns:
+        A `WeightMap` as `match` gives it.
+
+    Raises:
+        TransferError: as for `match`.
+
+    Example:
+        >>> import torch, ttransfer as tt
+        >>> tt.weights.match_by_name().apply({"conv.weight": torch.ones(4)}, {"stem.weight": torch.zeros(4)})
+        Traceback (most recent call last):
+        ...
+        ttransfer._errors.TransferError: match_by_name: 1 of 1 target tensors get nothing
+          'stem.weight' (4,) float32: not in the source; did you mean 'conv.weight'?
+        1 of 1 source tensors go nowhere
+          'conv.weight' (4,) float32
+        rename them, drop sources with tt.weights.drop, or let either be with allow=
+    """
+    return _matching("match_by_name", allow, _by_name)
+
+
+def match_by_order(*, allow: Allow = ()) -> WeightMap:
+    """Fill the targets in order, whatever the names: for a checkpoint that lists its tensors as the net defines them.
+
+    It decides as the second part of `match` does, and takes the caller's word for it that the order means something.
+
+    Args:
+        allow: as for `match`; what it names is left out of the two lists.
+
+    Returns:
+        A `WeightMap` as `match` gives it.
+
+    Raises:
+        TransferError: as for `match`.
+
+    Example:
+        >>> import torch, ttransfer as tt
+        >>> src = {"_conv.weight": torch.ones(4, 4), "_head.weight": torch.zeros(4, 4)}
+        >>> like = {"stem.weight": torch.zeros(4, 4), "fc.weight": torch.zeros(4, 4)}
+        >>> {name: one.sources for name, one in tt.weights.match_by_order().plan(src, like).made.items()}
+        {'stem.weight': ('_conv.weight',), 'fc.weight': ('_head.weight',)}
+    """
+    return _matching("match_by_order", allow, by_order)
+
+
+def match_by_shape(*, allow: Allow = ()) -> WeightMap:
+    """Fill every target that is the only one of its kind and shape, from the only such source.
+
+    Args:
+        allow: as for `match`; what it names is not matched.
+
+    Returns:
+        A `WeightMap` as `match` gives it.
+
+    Raises:
+        TransferError: as for `match`.
+
+    Example:
+        >>> import torch, ttransfer as tt
+        >>> src = {"a.weight": torch.ones(4, 3), "b.weight": torch.ones(2, 4), "c.weight": torch.ones(2, 4)}
+        >>> like = {"x.weight": torch.zeros(4, 3), "y.weight": torch.zeros(2, 4)}
+        >>> tt.weights.match_by_shape().plan(src, like).ambiguous
+        {'y.weight': ('b.weight', 'c.weight')}
+    """
+    return _matching("match_by_shape", allow, by_shape)
+
+
+def _by_name(src: Tensors, like: Tensors) -> Decided:
+    return {name: (name, "") for name, x in like.items() if name in src and src[name].shape == x.shape}, {}
+
+
+def _in_order(src: Tensors, like: Tensors) -> Decided:
+    return by_order(src, like) if tells_order(src) else ({}, {})
+
+
+def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
+    def routes(src: Tensors, like: Tensors) -> Routes:
+        let = allowed(whose, allow, src, like)
+        found: dict[str, tuple[str, str]] = {}
+        ambiguous: dict[str, tuple[str, ...]] = {}
+        for decide in deciders:
+            used = {source for source, _ in found.values()}
+            named = decide is _by_name
+            here = {k: x for k, x in src.items() if k not in used and (named or not let(k))}
+            there = {k: x for k, x in like.items() if k not in found and (named or not let(k))}
+            more, ambiguous = decide(here, there)
+            found |= more
+        kept = tuple(name for name in like if name not in found and let(name))
+        bent = {name: _misfit(src, like, name) for name in like if name in src and name not in found}
+        if _by_name not in deciders:
+            bent = {}
+        why = {name: f"allowed, {bent[name]}" if name in bent else "allowed" for name in src if let(name)}
+        return Routes(
+            {name: _cast(src, like, name, *found[name]) for name in like if name in found},
+            kept,
+            {name: some for name, some in ambiguous.items() if name not in found},
+            {name: f"source {told}" for name, told in bent.items() if name not in kept and name not in ambiguous},
+            why,
         )
-    if len(left) > 5:
-        lines.append(f"  ... and {len(left) - 5} more")
-    lines.append("rename the source's, or let them stay at initialisation with allow=")
-    return "\n".join(lines)
+
+    return routed(routes, strictly(whose))
+
+
+def _misfit(src: Tensors, like: Tensors, name: str) -> str:
+    return f"{tuple(src[name].shape)} for a target of {tuple(like[name].shape)}"
+
+
+def _cast(src: Tensors, like: Tensors, name: str, source: str, why: str) -> Route:
+    here, there = src[source].dtype, like[name].dtype
+    if here == there:
+        return Route((source,), None, "", why)
+    how = f"{str(here).removeprefix('torch.')} -> {str(there).removeprefix('torch.')}"
+    return Route((source,), lambda x: x.to(there), how, why)

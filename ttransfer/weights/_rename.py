@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from ttransfer._errors import TransferError, nearest
-from ttransfer.core._maps import Plan, WeightMap
-from ttransfer.core._types import Params
-from ttransfer.weights._plan import planned
+from ttransfer.core._maps import WeightMap
+from ttransfer.weights._routes import Routes, Tensors, routed, taken
 
 
 def rename(names: Mapping[str, str] | str, to: str | None = None) -> WeightMap:
@@ -41,7 +38,7 @@ def rename(names: Mapping[str, str] | str, to: str | None = None) -> WeightMap:
     if isinstance(names, str) != (to is not None):
         raise TransferError(f"rename: wanted a mapping, or a pattern and what to make of it; got {names!r} and {to!r}")
 
-    def sources(src: Mapping[str, Tensor]) -> dict[str, str]:
+    def routes(src: Tensors, like: Tensors) -> Routes:
         new = _by_pattern(names, to or "", src) if isinstance(names, str) else _by_name(names, src)
         found: dict[str, str] = {}
         for old in src:
@@ -49,18 +46,12 @@ def rename(names: Mapping[str, str] | str, to: str | None = None) -> WeightMap:
             if name in found:
                 raise TransferError(f"rename: both {found[name]!r} and {old!r} would become {name!r}")
             found[name] = old
-        return found
+        return Routes({name: taken(old) for name, old in found.items()})
 
-    def apply(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
-        return {name: src[old] for name, old in sources(src).items()}
-
-    def plan(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Plan:
-        return planned(sources(src), src, like)
-
-    return WeightMap(apply, plan)
+    return routed(routes)
 
 
-def _by_name(names: Mapping[str, str], src: Mapping[str, Tensor]) -> dict[str, str]:
+def _by_name(names: Mapping[str, str], src: Tensors) -> dict[str, str]:
     new: dict[str, str] = {}
     for old in sorted(names, key=len):  # the longest last: it overrides
         covered = [name for name in src if name == old or name.startswith(old + ".")]
@@ -70,7 +61,7 @@ def _by_name(names: Mapping[str, str], src: Mapping[str, Tensor]) -> dict[str, s
     return new
 
 
-def _by_pattern(pattern: str, to: str, src: Mapping[str, Tensor]) -> dict[str, str]:
+def _by_pattern(pattern: str, to: str, src: Tensors) -> dict[str, str]:
     new: dict[str, str] = {}
     try:
         for name in src:

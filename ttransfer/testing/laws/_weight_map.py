@@ -13,7 +13,7 @@ from ttransfer.testing.laws import _map_gradient, _map_modes, _map_pure, _weight
 from ttransfer.testing.laws._map_pure import close_to_double, for_inputs, two
 from ttransfer.testing.laws._map_subject import MapSubject, Trees, asked, first_line, pull, run, runs, told
 from ttransfer.testing.laws._map_trees import Tensors, change, equal, gap, reals, shapes, unlike
-from ttransfer.testing.laws._weight_map_plan import plan_of, reach, shifted
+from ttransfer.testing.laws._weight_map_plan import copied_of, plan_of, reach, shifted
 from ttransfer.weights import chain
 
 __all__ = ["ARGUMENTS", "LAWS"]
@@ -28,7 +28,7 @@ def target_dtype(subject: MapSubject) -> None:
 
     Broken by: .float(), a constant made without dtype=.
     """
-    copied = plan_of(subject, subject.start).copied
+    made = plan_of(subject, subject.start).made
     for here in (torch.float32, torch.float64):
         for there in (torch.float32, torch.float64):
             src = change(subject.start[0], lambda x, d=here: x.to(d))
@@ -40,14 +40,15 @@ def target_dtype(subject: MapSubject) -> None:
                     raise
                 continue  # a map may refuse to mix them
             for name, x in result.items():
-                tensors = [tree[k] for tree, k in ((src, copied.get(name, name)), (like, name)) if k in tree]
+                sources = made[name].sources if name in made else (name,)
+                tensors = [src[k] for k in sources if k in src] + [like[k] for k in (name,) if k in like]
                 if tensors and x.dtype not in [t.dtype for t in tensors]:
                     raise Broken(f"from {here} to {there}, {name!r} is of {x.dtype}")
 
 
 def _compare(subject: MapSubject, form: Callable[[Tensor], Tensor], what: str) -> None:
     """Compare what is made of one source tensor of its own shape, and of nothing else, with that."""
-    reached, copied = reach(subject, subject.start), plan_of(subject, subject.start).copied
+    reached, copied = reach(subject, subject.start), copied_of(plan_of(subject, subject.start))
 
     def test(inputs: Trees) -> None:
         src, like = inputs
@@ -93,7 +94,7 @@ def copied_whole(subject: MapSubject) -> None:
     src, like = subject.start
     here = run(subject, subject.start)
     there = run(subject, ({name: shifted(x) for name, x in src.items()}, like))
-    for name, source in plan_of(subject, subject.start).copied.items():
+    for name, source in copied_of(plan_of(subject, subject.start)).items():
         if name in here and name in there and source in src and here[name].shape == src[source].shape:
             same = here[name] == there[name]
             if bool(same.any()):
@@ -102,12 +103,12 @@ def copied_whole(subject: MapSubject) -> None:
 
 @asked()
 def source_gradient(subject: MapSubject) -> None:
-    """Every source tensor that is copied gets a gradient: a map may be part of a step.
+    """Every source tensor that is used gets a gradient: a map may be part of a step.
 
     Broken by: detach(), .data or no_grad, torch.tensor(x), NumPy on the way.
     """
-    copied = set(plan_of(subject, subject.start).copied.values())
-    idle = {name for name, x in reals(subject.start[0]).items() if name in copied and x.numel()}
+    used = {source for one in plan_of(subject, subject.start).made.values() for source in one.sources}
+    idle = {name for name, x in reals(subject.start[0]).items() if name in used and x.numel()}
     for seed in range(2):
         grads = pull(subject, subject.sample(seed, 0, True), (0,))[1][0]
         idle -= {name for name, grad in grads.items() if bool((grad != 0).any())}
@@ -147,9 +148,9 @@ def chains(subject: MapSubject) -> None:
         there = run(subject, subject.start, whole.apply)
         if not equal(here, there):
             raise Broken(f"{what} it gives another {unlike(here, there, 0.0)!r}")
-        copied = plan_of(subject._replace(part=whole), subject.start).copied
-        if copied != plan.copied:
-            raise Broken(f"{what} it copies {copied}, else {plan.copied}")
+        made = plan_of(subject._replace(part=whole), subject.start).made
+        if made != plan.made:
+            raise Broken(f"{what} it makes {made}, else {plan.made}")
 
 
 @asked(None)

@@ -24,7 +24,7 @@ from ttransfer.testing.laws._map_trees import (
     unlike,
 )
 
-__all__ = ["LAWS", "plan_of", "reach", "shifted"]
+__all__ = ["LAWS", "copied_of", "plan_of", "reach", "shifted"]
 
 ROOM = 1e-12
 FEW, FEWER = 8, 2  # tensors are taken away, or bent, one at a time
@@ -44,6 +44,11 @@ def plan_of(subject: MapSubject, inputs: Trees) -> Plan:
     if not isinstance(plan, Plan):
         raise Broken(f"plan returned {type(plan).__name__}, wanted a Plan")
     return plan
+
+
+def copied_of(plan: Plan) -> dict[str, str]:
+    """Result name -> its source, for results that are made of one."""
+    return {name: one.sources[0] for name, one in plan.made.items() if len(one.sources) == 1}
 
 
 def shifted(x: Tensor) -> Tensor:
@@ -118,15 +123,18 @@ def accounts(subject: MapSubject) -> Iterator[tuple[str, Trees, Plan, Tensors]]:
 def plan_form(subject: MapSubject) -> None:
     """A plan's names are those of the source and the target.
 
-    Broken by: source and target exchanged in `copied`, names as they are half way.
+    Broken by: source and target exchanged in `made`, names as they are half way.
     """
     for what, (src, like), plan, result in accounts(subject):
         checks = (
-            ("copied to", set(plan.copied) - set(like) - set(result), "target, nor in the result"),
-            ("copied from", set(plan.copied.values()) - set(src), "source"),
+            ("made", set(plan.made) - set(like) - set(result), "target, nor in the result"),
+            ("made of", {k for one in plan.made.values() for k in one.sources} - set(src), "source"),
             ("unused", set(plan.unused) - set(src), "source"),
+            ("kept", set(plan.kept) - set(like), "target"),
             ("missing", set(plan.missing) - set(like), "target"),
             ("mismatched", set(plan.mismatched) - set(like), "target"),
+            ("ambiguous", set(plan.ambiguous) - set(like), "target"),
+            ("ambiguous between", {k for some in plan.ambiguous.values() for k in some} - set(src), "source"),
         )
         for where, names, side in checks:
             if names:
@@ -161,21 +169,23 @@ def plan_is_dry(subject: MapSubject) -> None:
 
 
 def _sorted(plan: Plan) -> tuple[Any, ...]:
-    return plan.copied, sorted(plan.unused), sorted(plan.missing), plan.mismatched
+    return plan.made, sorted(plan.kept), sorted(plan.missing), plan.mismatched, plan.ambiguous, plan.unused
 
 
 @asked()
 def targets_accounted(subject: MapSubject) -> None:
-    """The plan says of every target that it is copied, missing or mismatched, and never that it is both there and not.
+    """The plan says of every target what becomes of it, and never that it is both made and not.
 
     Broken by: a loop over the source's names alone, a name that fails to match passed over.
     """
     for what, (_, like), plan, _ in accounts(subject):
+        left = {"missing": plan.missing, "kept": plan.kept, "ambiguous": plan.ambiguous}
         for name in like:
-            if name not in plan.copied and name not in plan.missing and name not in plan.mismatched:
+            if name not in plan.made and name not in plan.mismatched and not any(name in names for names in left.values()):
                 raise Broken(f"{what}the plan says nothing of the target's {name!r}")
-            if name in plan.copied and name in plan.missing:
-                raise Broken(f"{what}the plan says of {name!r} that it is copied, and that it is missing")
+            for how, names in left.items():
+                if name in plan.made and name in names:
+                    raise Broken(f"{what}the plan says of {name!r} that it is made, and that it is {how}")
 
 
 @asked()
@@ -197,27 +207,29 @@ def sources_accounted(subject: MapSubject) -> None:
 
 @asked()
 def plan_agrees(subject: MapSubject) -> None:
-    """What the plan calls copied comes from that source, and everything else is the target's own.
+    """What the plan says of a result is so: it follows these sources and no other; the rest is the target's own.
 
     Broken by: plan and apply written twice and changed once, a tensor of another layer taken, a name mapped one way
     in the one and another way in the other.
     """
     for what, inputs, plan, result in accounts(subject):
         reached, like = reach(subject, inputs), inputs[1]
-        for name, source in plan.copied.items():
+        for name, one in plan.made.items():
             if name not in result:
-                raise Broken(f"{what}{name!r} is called copied from {source!r}, and is not in the result")
-            if source in reached and name not in reached[source] and result[name].numel():
-                truly = [k for k, results in reached.items() if name in results]
+                raise Broken(f"{what}{name!r} is said to be made, and is not in the result")
+            truly = [source for source, results in reached.items() if name in results]
+            wanted = [source for source in one.sources if source in reached and inputs[0][source].numel()]
+            if result[name].numel() and set(wanted) != set(truly):
                 raise Broken(
-                    f"{what}{name!r} is called copied from {source!r}, and follows {', '.join(truly) or 'no source'}"
+                    f"{what}{name!r} is said to be made of {', '.join(map(repr, one.sources))}, and follows "
+                    f"{', '.join(map(repr, truly)) or 'no source'}"
                 )
         for name, x in result.items():
-            if name in plan.copied:
+            if name in plan.made:
                 continue
             for source, results in reached.items():
                 if name in results:
-                    raise Broken(f"{what}{name!r} follows {source!r}, and the plan does not call it copied")
+                    raise Broken(f"{what}{name!r} follows {source!r}, and the plan does not say that it is made")
             if name in like and gap(x, like[name]) > 0:
                 raise Broken(
                     f"{what}{name!r} comes from no source, and is not the target's own\n{told(subject, inputs)}"
@@ -247,7 +259,7 @@ def nothing_silent(subject: MapSubject) -> None:
     leaves a layer untrained. Such a map raises, leaves the name out, or has its plan call it missing or mismatched.
     """
     src, like = subject.start
-    copied = plan_of(subject, subject.start).copied
+    copied = copied_of(plan_of(subject, subject.start))
     cases: list[tuple[str, str, Trees]] = [
         ("which has no source", UNKNOWN, (src, {**like, UNKNOWN: torch.ones(2, dtype=torch.float64)}))
     ]
@@ -262,7 +274,7 @@ def nothing_silent(subject: MapSubject) -> None:
         except Broken:
             continue
         plan = plan_of(subject, inputs)
-        if name in plan.missing or name in plan.mismatched:
+        if name in (*plan.missing, *plan.kept, *plan.mismatched, *plan.ambiguous):
             continue
         kept = name in result and gap(result[name], inputs[1][name]) == 0 and inputs[1][name].numel()
         if kept and not any(name in results for results in reach(subject, inputs).values()):
