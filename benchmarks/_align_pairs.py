@@ -16,6 +16,7 @@ import ttransfer as tt
 ADAPT, SKADA, GEOMLOSS, POT, PLAIN = "pytorch-adapt", "skada", "geomloss", "POT", "by hand"
 FEATURES, LOGITS, WIDE = ((128, 256),) * 2, ((128, 65),), ((256, 512),) * 2
 align, partial = tt.align, functools.partial
+OF_10 = labels(10, 128)  # made before anything is compiled
 
 
 def layer(name: str, *args: object, **kwargs: object) -> Loss:
@@ -124,7 +125,7 @@ def symnets_peer() -> Loss:
 
 
 def lmmd_by_hand(s: Tensor, t: Tensor) -> Tensor:
-    y, p = F.one_hot(labels(10, 128), 10).to(s.dtype), (t[:, :10]).softmax(1).detach()
+    y, p = F.one_hot(OF_10, 10).to(s.dtype), (t[:, :10]).softmax(1).detach()
     w, v = y / y.sum(0).clamp_min(1e-30), p / p.sum(0)
     variance = variance_by_hand(torch.cat([s, t]))
     present = (y.sum(0) > 0).to(s.dtype)
@@ -172,7 +173,5 @@ PAIRS = (
         "align.symnets_domain", lambda s, s2, t, t2: align.symnets_domain(s, t, s2, t2), ADAPT, symnets_peer, LOGITS * 4
     ),
     Pair("align.atdoc", atdoc_ours, ADAPT, atdoc_peer, (*LOGITS, (128, 256))),
-    Pair(
-        "align.lmmd", lambda s, t: align.lmmd(s, t, labels(10, 128), t[:, :10]), PLAIN, lambda: lmmd_by_hand, FEATURES
-    ),
+    Pair("align.lmmd", lambda s, t: align.lmmd(s, t, OF_10, t[:, :10]), PLAIN, lambda: lmmd_by_hand, FEATURES),
 )

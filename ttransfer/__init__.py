@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ttransfer import adapters, align, dist, losses, optim, schedules, terms, testing, weights
+    from ttransfer import adapters, align, dist, losses, optim, recipes, schedules, terms, testing, weights
     from ttransfer._errors import TransferError
     from ttransfer.core import (
         Adapter,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Term,
         WeightMap,
         alternate,
+        carry,
         citation,
         describe,
         detach,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 _PACKAGES = {
     "ttransfer.core": (
         "Adapter Batch Functional Logs Made Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step "
-        "Term WeightMap alternate citation describe detach ema ensemble fixed functional grid member parse_path "
+        "Term WeightMap alternate carry citation describe detach ema ensemble fixed functional grid member parse_path "
         "predict read reparam replace reverse set_hyper shared state_dict step sweep term uniform write_back"
     ),
     "ttransfer.run": "Fitted checkpoints compile domains fit latest load loader save",
@@ -71,7 +72,7 @@ _PACKAGES = {
     "ttransfer._errors": "TransferError",
 }
 _HOME = {name: package for package, names in _PACKAGES.items() for name in names.split()}
-_TOPICS = "adapters align dist losses optim schedules terms testing weights"
+_TOPICS = "adapters align dist losses optim recipes schedules terms testing weights"
 _HOME.update({name: f"ttransfer.{name}" for name in _TOPICS.split()})
 _HOME["tree"] = "ttransfer.core._tree"
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.func import grad
 
 from ttransfer._errors import TransferError
-from ttransfer.core._maps import WeightMap
+from ttransfer.core._maps import Made, WeightMap
 from ttransfer.core._types import Params
-from ttransfer.weights import chain, match, rename
+from ttransfer.weights import chain, drop, match, rename
 
 SOURCE = {
     "module.conv.weight": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
@@ -20,12 +20,14 @@ SOURCE = {
 LIKE = {"stem.weight": torch.zeros(4, 3), "fc.weight": torch.zeros(10, 4), "scale": torch.full((2,), 7.0)}
 STRIP = rename(r"module\.(.*)", r"\1")
 MOVE = rename({"conv": "stem", "head": "fc"})
-TAKE = match(allow="fc.*|scale")
+LEAVE = match(allow="fc.*|scale")
+MOVE_ON = rename({"conv": "stem"})
+TAKE = match(allow="fc.*|scale|extra")
 
 
 def test_identity() -> None:
     assert chain().apply(SOURCE, LIKE) == SOURCE
-    assert chain().plan(SOURCE, LIKE).copied == {name: name for name in SOURCE}
+    assert chain().plan(SOURCE, LIKE).made == {name: Made((name,)) for name in SOURCE}
     assert chain(STRIP).plan(SOURCE, LIKE) == STRIP.plan(SOURCE, LIKE)
     assert chain(STRIP).apply(SOURCE, LIKE) == STRIP.apply(SOURCE, LIKE)
 
@@ -41,20 +43,30 @@ def test_apply_is_one_after_another() -> None:
 
 def test_plan_goes_from_end_to_end() -> None:
     plan = chain(STRIP, MOVE, TAKE).plan(SOURCE, LIKE)
-    assert plan.copied == {"stem.weight": "module.conv.weight"}
-    assert plan.unused == ("module.head.weight", "extra")
-    assert plan.missing == ("scale",)
-    assert plan.mismatched == {"fc.weight": "source (1000, 4), target (10, 4)"}
+    assert plan.made == {"stem.weight": Made(("module.conv.weight",))}
+    assert plan.unused == {
+        "module.head.weight": "allowed, (1000, 4) for a target of (10, 4)",
+        "extra": "allowed",
+    }
+    assert plan.kept == ("fc.weight", "scale")
+    assert (plan.missing, plan.mismatched) == ((), {})
+
+
+def test_plan_says_which_map_lost_a_tensor_and_all_that_was_done_to_one() -> None:
+    half = {name: x.half() for name, x in SOURCE.items()}
+    plan = chain(STRIP, drop("head.*"), MOVE_ON, match(allow="fc.*|scale|extra")).plan(half, LIKE)
+    assert plan.made == {"stem.weight": Made(("module.conv.weight",), "float16 -> float32")}
+    assert plan.unused == {"module.head.weight": "dropped", "extra": "allowed"}
 
 
 @pytest.mark.parametrize("maps", [(STRIP,), (STRIP, MOVE), (STRIP, MOVE, TAKE), (STRIP, MOVE, TAKE, TAKE)])
 def test_plan_agrees_with_apply(maps: tuple[WeightMap, ...]) -> None:
     whole = chain(*maps)
     plan, new = whole.plan(SOURCE, LIKE), whole.apply(SOURCE, LIKE)
-    for target, origin in plan.copied.items():
-        assert new[target] is SOURCE[origin]
-    assert {name for name in new if any(new[name] is s for s in SOURCE.values())} == set(plan.copied)
-    assert set(plan.unused) == set(SOURCE) - set(plan.copied.values())
+    for target, one in plan.made.items():
+        assert new[target] is SOURCE[one.sources[0]]
+    assert {name for name in new if any(new[name] is s for s in SOURCE.values())} == set(plan.made)
+    assert set(plan.unused) == set(SOURCE) - {one.sources[0] for one in plan.made.values()}
 
 
 def test_association_is_free() -> None:
@@ -72,8 +84,9 @@ def test_renaming_there_and_back() -> None:
 
 def test_target_tensors_that_stay_have_no_origin() -> None:
     # After TAKE, "scale" is the target's own: a source of that name must not be taken for its origin.
-    plan = chain(rename({"extra": "scale"}), rename(r"module\.(.*)", r"\1"), MOVE, TAKE, TAKE).plan(SOURCE, LIKE)
-    assert plan.copied == {"stem.weight": "module.conv.weight"}
+    plan = chain(rename({"extra": "scale"}), rename(r"module\.(.*)", r"\1"), MOVE, LEAVE, LEAVE).plan(SOURCE, LIKE)
+    assert plan.made == {"stem.weight": Made(("module.conv.weight",))}
+    assert plan.kept == ("fc.weight", "scale")
 
 
 def test_gradient_goes_through() -> None:
@@ -89,4 +102,4 @@ def test_mistakes_inside_are_named() -> None:
         with pytest.raises(TransferError, match="rename: the source has no 'con'"):
             use(SOURCE, LIKE)
     with pytest.raises(TransferError, match="match: 1 of 3 target tensors get nothing"):
-        chain(STRIP, MOVE, match(allow="fc.*")).apply(SOURCE, LIKE)
+        chain(STRIP, MOVE, match(allow="fc.*|extra")).apply(SOURCE, LIKE)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ttransfer._errors import TransferError
-from ttransfer.core._maps import WeightMap
+from ttransfer.core._maps import Made, WeightMap
 from ttransfer.weights import rename
 
 SOURCE = {
@@ -46,8 +46,8 @@ def test_names(mapping: WeightMap, names: list[str]) -> None:
 def test_plan_agrees(mapping: WeightMap, names: list[str]) -> None:
     like = {names[0]: torch.ones(3, 2), names[1]: torch.ones(2), "extra": torch.ones(1)}
     plan = mapping.plan({k: v.to("meta") for k, v in SOURCE.items()}, like)
-    assert plan.copied == dict(zip(names, SOURCE, strict=True))
-    assert plan.unused == ()
+    assert plan.made == {new: Made((old,)) for new, old in zip(names, SOURCE, strict=True)}
+    assert plan.unused == {}
     assert plan.missing == ("extra",)
     assert plan.mismatched == {names[0]: "source (2, 3), target (3, 2)"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -42,8 +43,8 @@ def mean_square(rows: Tensor) -> Tensor:
 
 def kernel(squared: Tensor, variance: Tensor | float, scales: Sequence[float]) -> Tensor:
     """The sum over the scales of Gaussians of squared distances."""
-    terms = [(squared / (-2 * scale * variance)).exp() for scale in scales]
-    return torch.stack(terms).sum(0)
+    # Added one by one: a stack of them would be written out once more.
+    return functools.reduce(torch.add, [(squared / (-2 * scale * variance)).exp() for scale in scales])
 
 
 def gram(x: Tensor, y: Tensor, variance: Tensor | float, scales: Sequence[float]) -> Tensor:

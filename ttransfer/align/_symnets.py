@@ -170,7 +170,8 @@ def symnets_entropy(logits: Tensor, other_logits: Tensor) -> Tensor:
         Domain-Symmetric Networks for Adversarial Domain Adaptation. 2019.
     """
     z, y = _pair("symnets_entropy", logits, other_logits)
-    log_q = torch.logaddexp(z, y) - torch.cat([z, y], 1).logsumexp(1, keepdim=True)
+    first, second = torch.cat([z, y], 1).log_softmax(1).chunk(2, 1)
+    log_q = torch.logaddexp(first, second)
     return _like(-(log_q.exp() * log_q).sum(1).mean(), logits, other_logits)
 
 

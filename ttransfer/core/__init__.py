@@ -6,6 +6,7 @@ Imports nothing else of the library.
 from __future__ import annotations
 
 from ttransfer.core._alternate import alternate
+from ttransfer.core._carry import carry
 from ttransfer.core._citation import citation
 from ttransfer.core._describe import describe
 from ttransfer.core._functional import functional, reparam
@@ -41,6 +42,7 @@ __all__ = [
     "Term",
     "WeightMap",
     "alternate",
+    "carry",
     "citation",
     "describe",
     "detach",

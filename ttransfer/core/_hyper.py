@@ -6,7 +6,7 @@ numbers ("optim.lr.peak") and is evaluated at the step. All are float64, cast wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core._types import Fixed, Schedule, State
 
-__all__ = ["at_use", "evaluate", "fixed", "is_number", "numbers", "resolve", "set_hyper", "unknown"]
+__all__ = ["at_use", "evaluate", "fixed", "is_number", "numbers", "numbers_set", "resolve", "set_hyper"]
 
 
 def fixed(value: Any) -> Fixed:
@@ -83,6 +83,8 @@ def at_use(hyper: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
 def set_hyper(state: State, values: Mapping[str, float | Tensor]) -> State:
     """Return the state with hyper-parameters changed; nothing recompiles.
 
+    A net's own parameter that is one number, such as the coefficient of a `tt.as_reparam`, is set as "net.name".
+
     Args:
         state: of any step, an ensemble's too (one value is then given to every member).
         values: name -> number, or a tensor that broadcasts to the entry's shape.
@@ -91,7 +93,8 @@ def set_hyper(state: State, values: Mapping[str, float | Tensor]) -> State:
         A state that shares all other tensors with `state`.
 
     Raises:
-        TransferError: for a name that is not in `state.hyper`, or a value that is no number or does not fit.
+        TransferError: for a name that is neither in `state.hyper` nor such a parameter, or a value that is no number
+            or does not fit.
 
     Example:
         >>> import torch, torch.nn.functional as F, ttransfer as tt
@@ -102,27 +105,61 @@ def set_hyper(state: State, values: Mapping[str, float | Tensor]) -> State:
         >>> tt.set_hyper(state, {"optim.lr": 0.5}).hyper["optim.lr"]
         tensor(0.5000, dtype=torch.float64)
     """
-    hyper = dict(state.hyper)
+    return numbers_set("set_hyper", state, values)
+
+
+def numbers_set(whose: str, state: State, values: Mapping[str, float | Tensor]) -> State:
+    """Do what `set_hyper` does, under another's name in messages."""
+    hyper, nets = dict(state.hyper), {"trainable": dict(state.trainable), "frozen": dict(state.frozen)}
     for name, value in values.items():
-        if name not in hyper:
-            raise TransferError(f"set_hyper: {unknown(name, hyper)}")
-        old = hyper[name]
-        try:
-            new = torch.as_tensor(value, dtype=old.dtype, device=old.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TransferError(f"set_hyper: {name!r} wants a number, got {value!r}") from error
-        try:
-            hyper[name] = new.expand(old.shape).clone()
-        except RuntimeError as error:
-            raise TransferError(
-                f"set_hyper: {name!r} has shape {tuple(old.shape)}, the value given {tuple(new.shape)}"
-            ) from error
+        if name in hyper:
+            hyper[name] = _in_place_of(whose, name, hyper[name], value)
+            continue
+        for group in nets.values():
+            for net, own in group.items():
+                key = name.removeprefix(f"{net}.")
+                if net != "terms" and key != name and key in own and own[key].ndim == state.step.ndim:
+                    group[net] = {**own, key: _in_place_of(whose, name, own[key], value)}
+                    break
+            else:
+                continue
+            break
+        else:
+            raise TransferError(f"{whose}: {_unknown(name, [*hyper, *_single(state)])}")
     return State(
-        state.trainable, state.frozen, state.buffers, state.terms, state.opt, state.ema, hyper, state.step, state.seed
+        nets["trainable"],
+        nets["frozen"],
+        state.buffers,
+        state.terms,
+        state.opt,
+        state.ema,
+        hyper,
+        state.step,
+        state.seed,
     )
 
 
-def unknown(name: str, hyper: Mapping[str, Tensor]) -> str:
+def _single(state: State) -> list[str]:
+    """Parameters of nets that are one number."""
+    groups = ({k: v for k, v in state.trainable.items() if k != "terms"}, state.frozen)
+    every = [(net, own) for group in groups for net, own in group.items()]
+    return [f"{net}.{key}" for net, own in every for key, x in own.items() if x.ndim == state.step.ndim]
+
+
+def _in_place_of(whose: str, name: str, old: Tensor, value: float | Tensor) -> Tensor:
+    try:
+        new = torch.as_tensor(value, dtype=old.dtype, device=old.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TransferError(f"{whose}: {name!r} wants a number, got {value!r}") from error
+    try:
+        return new.expand(old.shape).clone()
+    except RuntimeError as error:
+        raise TransferError(
+            f"{whose}: {name!r} has shape {tuple(old.shape)}, the value given {tuple(new.shape)}"
+        ) from error
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
     """Say that a state has no such number, and why that may be."""
     static = "; a number that its loss takes no tensor for, or tt.fixed, is not in the state: see tt.describe"
-    return f"no hyper-parameter {name!r}{nearest(name, hyper)}" + (static if "." in name else "")
+    return f"no hyper-parameter {name!r}{nearest(name, known)}" + (static if "." in name else "")

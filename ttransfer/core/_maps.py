@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttransfer.core._types import Params
 
-__all__ = ["Adapter", "Made", "Plan", "Reparam", "WeightMap"]
+__all__ = ["NOTHING", "Adapter", "Made", "Plan", "Reparam", "WeightMap"]
 
 
 class Adapter(NamedTuple):
@@ -47,6 +47,10 @@ class Reparam(NamedTuple):
     init: Callable[[torch.Generator, Params], Params]
     apply: Callable[[Params, Params], Params]
     trains_base: bool = False
+
+
+NOTHING: Mapping[str, Any] = {}
+"""What a plan says where there is nothing to say. Nobody writes to it."""
 
 
 class Made(NamedTuple):
@@ -86,9 +90,9 @@ class Plan(NamedTuple):
     made: dict[str, Made]
     kept: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    mismatched: dict[str, str] = {}
-    ambiguous: dict[str, tuple[str, ...]] = {}
-    unused: dict[str, str] = {}
+    mismatched: Mapping[str, str] = NOTHING
+    ambiguous: Mapping[str, tuple[str, ...]] = NOTHING
+    unused: Mapping[str, str] = NOTHING
 
 
 class WeightMap(NamedTuple):

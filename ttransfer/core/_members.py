@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError
 from ttransfer.core import _tree as tree
-from ttransfer.core._hyper import unknown
+from ttransfer.core._hyper import numbers_set
 from ttransfer.core._rebuild import rebuild
 from ttransfer.core._step import Spec, Step
 from ttransfer.core._transforms import SHARDS, TOTALS, Transform
@@ -100,14 +100,14 @@ def sweep(step: Step, values: Mapping[str, Sequence[float]]) -> Step:
 
     Args:
         step: the step of one member.
-        values: name in `State.hyper` -> its value in each member; several names are zipped. `tt.grid`
-            crosses them.
+        values: name in `State.hyper`, or "net.name" of a net's parameter that is one number -> its value in each
+            member; several names are zipped. `tt.grid` crosses them.
 
     Returns:
         A Step whose state and logs are stacked along a leading dimension.
 
     Raises:
-        TransferError: when lists differ in length; at `init`, for a name that is not in `State.hyper`.
+        TransferError: when lists differ in length; at `init`, for a name that is neither.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -129,13 +129,9 @@ def sweep(step: Step, values: Mapping[str, Sequence[float]]) -> Step:
     def init(example_batch: Batch, seed: int = 0) -> State:
         one = step.init(example_batch, seed)
         many = tree.map(lambda x: torch.stack([x] * n), one)
-        for name, given in settings.items():
-            if name not in many.hyper:
-                raise TransferError(f"sweep: {unknown(name, many.hyper)}")
-            slot = many.hyper[name]
-            column = torch.tensor(given, dtype=slot.dtype, device=slot.device)
-            many.hyper[name] = column.reshape(n, *(1,) * (slot.ndim - 1)).expand(slot.shape).clone()
-        return many
+        within = (1,) * (many.step.ndim - 1)  # of the members that each run has itself
+        columns = {name: torch.tensor(given, dtype=torch.float64) for name, given in settings.items()}
+        return numbers_set("sweep", many, {name: column.reshape(n, *within) for name, column in columns.items()})
 
     update = torch.func.vmap(step.update, in_dims=(0, None), randomness="different")
     return Step(init, _of_members(update, n), Spec(step.spec.expression, (*step.spec.transforms, again)))

@@ -16,6 +16,7 @@ from ttransfer.optim._clip import clip_by_norm
 from ttransfer.optim._decay import add_weight_decay
 from ttransfer.optim._lamb import lamb
 from ttransfer.optim._lars import lars
+from ttransfer.optim._layer_decay import layer_decay
 from ttransfer.optim._partition import masked, partition
 from ttransfer.optim._sgd import sgd
 from ttransfer.optim._torchopt import from_torchopt
@@ -31,6 +32,7 @@ __all__ = [
     "hyper_at",
     "lamb",
     "lars",
+    "layer_decay",
     "masked",
     "partition",
     "sgd",

@@ -106,7 +106,10 @@ def within(member: str, map: WeightMap) -> WeightMap:
         }
         unused = {_in(member, name): why for name, why in dry.unused.items()}
         result = apply({name: on_meta(x) for name, x in src.items()}, {name: on_meta(x) for name, x in like.items()})
-        return Plan({name: made[name] for name in result if name in made}, (), tuple(like), {}, {}, unused)
+        made = {name: made[name] for name in result if name in made}
+        bent = {k: f"source {tuple(result[k].shape)}, target {tuple(x.shape)}" for k, x in like.items()
+                if k in made and result[k].shape != x.shape}  # fmt: skip
+        return Plan(made, (), tuple(name for name in like if name not in made), bent, {}, unused)
 
     return WeightMap(apply, plan)
 

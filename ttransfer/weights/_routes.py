@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ttransfer.core._maps import Made, Plan, WeightMap
+from ttransfer.core._maps import NOTHING, Made, Plan, WeightMap
 from ttransfer.core._types import Params
 
 __all__ = ["Route", "Routes", "Tensors", "on_meta", "planned", "routed", "taken"]
@@ -46,9 +46,9 @@ class Routes(NamedTuple):
 
     made: dict[str, Route]
     kept: tuple[str, ...] = ()
-    ambiguous: dict[str, tuple[str, ...]] = {}
-    mismatched: dict[str, str] = {}
-    unused: dict[str, str] = {}
+    ambiguous: Mapping[str, tuple[str, ...]] = NOTHING
+    mismatched: Mapping[str, str] = NOTHING
+    unused: Mapping[str, str] = NOTHING
 
 
 def taken(name: str) -> Route:

@@ -20,8 +20,8 @@ def lines(plan: Plan) -> list[tuple[str, str, str]]:
     for name, some in plan.ambiguous.items():
         more = f" or {len(some) - 3} more" if len(some) > 3 else ""
         rows[name] = ("?? ambiguous", f"it may be {', '.join(some[:3])}{more}")
-    rows.update({name: ("-- stays as it is", "") for name in plan.kept})
-    rows.update({name: ("!! missing", "") for name in plan.missing})
+    rows.update(dict.fromkeys(plan.kept, ("-- stays as it is", "")))
+    rows.update(dict.fromkeys(plan.missing, ("!! missing", "")))
     return [
         *((name, what, why) for name, (what, why) in rows.items()),
         *((name, "-> nowhere", why) for name, why in plan.unused.items()),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.testing.mutants._pair import Pair
-from ttransfer.core._maps import Plan, WeightMap
+from ttransfer.core._maps import Made, Plan, WeightMap
 from ttransfer.core._types import Params
 from ttransfer.weights import match, rename
 
@@ -26,7 +26,9 @@ def example(**shapes: tuple[int, ...]) -> Params:
 
 def plan_of(copied: dict[str, str], src: Tensors, like: Tensors) -> Plan:
     used = set(copied.values())
-    return Plan(copied, tuple(n for n in src if n not in used), tuple(n for n in like if n not in copied), {})
+    made = {name: Made((source,)) for name, source in copied.items()}
+    missing = tuple(n for n in like if n not in copied)
+    return Plan(made, missing=missing, unused=dict.fromkeys((n for n in src if n not in used), ""))
 
 
 def mapped(names: Names, change: Callable[[str, Tensor, Tensor], Tensor] = lambda name, old, like: old) -> WeightMap:
@@ -51,7 +53,7 @@ def fitting(src: Tensors, like: Tensors) -> dict[str, str]:
 
 
 def plan_without_the_rest(src: Tensors, like: Tensors) -> Plan:
-    return Plan(fitting(src, like), tuple(n for n in src if n not in fitting(src, like)), (), {})
+    return plan_of(fitting(src, like), src, like)._replace(missing=())
 
 
 def no_counters(src: Tensors, like: Tensors) -> dict[str, str]:

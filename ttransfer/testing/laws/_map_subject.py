@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -209,6 +210,10 @@ def title_of(part: Any, kind: type[Any]) -> str:
     """
     if not isinstance(part, kind):
         raise TransferError(f"check: wanted {kind.__name__}({', '.join(kind._fields)}), got {type(part).__name__}")
-    name = str(getattr(part[0 if kind is WeightMap else 1], "__qualname__", ""))
-    name = name.split(".<locals>")[0].split(".")[-1]
+    function = part[0 if kind is WeightMap else 1]
+    # A map of one rule is named by the function that made the rule; one that several share knows for whom it works.
+    inside = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    rule = inside.get("routes", function)
+    own = inspect.getclosurevars(rule).nonlocals.get("whose") if inspect.isfunction(rule) else None
+    name = str(own or getattr(rule, "__qualname__", "")).split(".<locals>")[0].split(".")[-1]
     return name if name.isidentifier() else kind.__name__

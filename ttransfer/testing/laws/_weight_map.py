@@ -48,7 +48,8 @@ def target_dtype(subject: MapSubject) -> None:
 
 def _compare(subject: MapSubject, form: Callable[[Tensor], Tensor], what: str) -> None:
     """Compare what is made of one source tensor of its own shape, and of nothing else, with that."""
-    reached, copied = reach(subject, subject.start), copied_of(plan_of(subject, subject.start))
+    reached, plan = reach(subject, subject.start), plan_of(subject, subject.start)
+    copied = {name: source for name, source in copied_of(plan).items() if not plan.made[name].how}
 
     def test(inputs: Trees) -> None:
         src, like = inputs
@@ -68,7 +69,7 @@ def _compare(subject: MapSubject, form: Callable[[Tensor], Tensor], what: str) -
 
 @asked()
 def numbers_kept(subject: MapSubject) -> None:
-    """What is made of one source tensor of its own shape has that tensor's numbers, in whatever order.
+    """What is made of one source tensor of its own shape has its numbers, in whatever order, if the plan tells no how.
 
     Broken by: a scale, an interpolation that moves a grid which is of the right size already, a cast to few bits on
     the way, a row taken twice.
@@ -78,7 +79,7 @@ def numbers_kept(subject: MapSubject) -> None:
 
 @asked(lambda s: s.claims["verbatim"])
 def verbatim(subject: MapSubject) -> None:
-    """What is made of one source tensor of its own shape is that tensor.
+    """What is made of one source tensor of its own shape is that tensor, if the plan tells no how.
 
     Broken by: a square matrix transposed, an axis turned round.
     """
@@ -154,6 +155,26 @@ def chains(subject: MapSubject) -> None:
 
 
 @asked(None)
+def ties(subject: MapSubject) -> None:
+    """Two names of one tensor (tied weights), of which the same is made, stay two names of one tensor.
+
+    Broken by: a clone or a cast for each name.
+    """
+    (src, like), plan = subject.start, plan_of(subject, subject.start)
+    alike: dict[object, tuple[str, str]] = {}
+    for name, source in copied_of(plan).items():
+        x, how = src[source], plan.made[name].how
+        kind = (how, x.shape, x.dtype, like[name].shape if name in like else None)
+        if kind not in alike:
+            alike[kind] = (name, source)
+            continue
+        first, other = alike[kind]
+        result = subject.function({**src, source: src[other]}, like)  # `run` would copy each
+        if result[name].data_ptr() != result[first].data_ptr():
+            raise Broken(f"{source!r} and {other!r} were one tensor, and {name!r} and {first!r} are two")
+
+
+@asked(None)
 def linear(subject: MapSubject) -> None:
     """The result is linear in the source, but for what is the target's own.
 
@@ -195,6 +216,7 @@ LAWS = (
     source_gradient,
     apply_on_meta,
     chains,
+    ties,
     linear,
     *_map_pure.LAWS,
     bfloat16,

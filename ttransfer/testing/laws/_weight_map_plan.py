@@ -181,7 +181,11 @@ def targets_accounted(subject: MapSubject) -> None:
     for what, (_, like), plan, _ in accounts(subject):
         left = {"missing": plan.missing, "kept": plan.kept, "ambiguous": plan.ambiguous}
         for name in like:
-            if name not in plan.made and name not in plan.mismatched and not any(name in names for names in left.values()):
+            if (
+                name not in plan.made
+                and name not in plan.mismatched
+                and not any(name in names for names in left.values())
+            ):
                 raise Broken(f"{what}the plan says nothing of the target's {name!r}")
             for how, names in left.items():
                 if name in plan.made and name in names:

@@ -181,7 +181,7 @@ def _match(draw: DrawFn, here: Leaves, dtypes: SearchStrategy[torch.dtype]) -> _
         if how != "unused":
             shape = leaf.shape if how == "fits" else (*leaf.shape, 2)
             after[name] = Leaf(shape, draw(dtypes))
-        if how == "other shape":
+        if how != "fits":
             stay.append(name)
     if draw(st.booleans()):
         stay.append(_fresh(here))

@@ -1,0 +1,80 @@
+"""Phases: each a step of its own, which goes on with what was learned."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ttransfer as tt
+from ttransfer._errors import TransferError
+from ttransfer.recipes import Phase, finetune, in_turn, layers, lp_ft, thaw
+
+G = torch.Generator().manual_seed(0)
+DATA = {"x": torch.randn(24, 4, generator=G), "y": torch.arange(24) % 3}
+
+
+def make() -> nn.Module:
+    torch.manual_seed(0)
+    parts = OrderedDict(
+        stem=nn.Linear(4, 8), bn=nn.BatchNorm1d(8), act=nn.ReLU(), body=nn.Linear(8, 8), fc=nn.Linear(8, 3)
+    )
+    return nn.Sequential(parts)
+
+
+def batches() -> list[Any]:
+    return [{"data": {name: x[i : i + 8] for name, x in DATA.items()}} for i in (0, 8, 16)]
+
+
+WHOLE = finetune(make(), tt.optim.sgd(0.1))
+
+
+def test_a_probe_comes_first() -> None:
+    phases = lp_ft(WHOLE, layers(make()), (4, 3))
+    found = in_turn(phases, batches())
+    probe, whole = found["probe"].state, found["finetune"].state
+    start = WHOLE.init(next(iter(batches())))
+    assert (probe.step.item(), whole.step.item()) == (4, 3)
+    assert set(probe.trainable["net"]) == {"fc.weight", "fc.bias"}
+    assert torch.equal(probe.frozen["net"]["stem.weight"], start.trainable["net"]["stem.weight"])
+    assert torch.equal(probe.buffers["net"]["bn.running_mean"], start.buffers["net"]["bn.running_mean"])
+    # The whole goes on from the probe: by hand, the same.
+    by_hand = tt.carry(probe, WHOLE, next(iter(batches())), seed=1)
+    again = tt.fit(WHOLE, by_hand, batches(), steps=3, progress=False).state
+    torch.testing.assert_close(again.trainable["net"], whole.trainable["net"], rtol=0, atol=0)
+
+
+def test_layers_thaw_one_by_one() -> None:
+    phases = thaw(WHOLE, layers(make()), [1, 1, 1, 2])
+    assert list(phases) == ["fc", "body", "bn", "stem"]
+    found = in_turn(phases, batches())
+    learned = [{name.split(".")[0] for name in one.state.trainable["net"]} for one in found.values()]
+    assert learned == [{"fc"}, {"fc", "body"}, {"fc", "body", "bn"}, {"fc", "body", "bn", "stem"}]
+    assert [one.step.spec.expression.buffers["net"] for one in phases.values()] == ["eval", "eval", "eval", "shared"]
+
+
+def test_each_is_a_graph_of_its_own() -> None:
+    phases = lp_ft(WHOLE, layers(make()), (2, 2))
+    eager = in_turn(phases, batches())
+    compiled = in_turn(phases, batches(), made=lambda step: tt.compile(step, backend="aot_eager"))
+    for name in phases:
+        torch.testing.assert_close(compiled[name].state.trainable, eager[name].state.trainable)
+
+
+def test_from_a_state() -> None:
+    state, _ = WHOLE(WHOLE.init(next(iter(batches()))), next(iter(batches())))
+    found = in_turn({"only": Phase(WHOLE, 1)}, batches(), state=state)
+    by_hand, _ = WHOLE(tt.carry(state, WHOLE, next(iter(batches()))), next(iter(batches())))
+    torch.testing.assert_close(found["only"].state.trainable, by_hand.trainable, rtol=0, atol=0)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(TransferError, match="thaw: 2 numbers of steps for 4 layers: stem, bn, body, fc"):
+        thaw(WHOLE, layers(make()), [1, 2])
+    with pytest.raises(TransferError, match="in_turn: no phases"):
+        in_turn({}, batches())
+    with pytest.raises(TransferError, match="in_turn: batches are empty"):
+        in_turn({"only": Phase(WHOLE, 1)}, [])

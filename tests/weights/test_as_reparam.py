@@ -1,0 +1,119 @@
+"""A map inside the step: its numbers learn, and are swept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ttransfer as tt
+from ttransfer._errors import TransferError
+from ttransfer.weights._routes import Route, Routes, Tensors, routed
+
+X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+BATCH = {"data": {"x": X, "y": X[:, :3] * 2}}
+
+
+def linear(seed: int) -> nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Linear(4, 3)
+
+
+def between(alpha: Tensor) -> tt.WeightMap:
+    """What wise_ft does, by hand."""
+
+    def routes(src: Tensors, like: Tensors) -> Routes:
+        names = [name.removeprefix("a/") for name in src if name.startswith("a/")]
+        return Routes({k: Route((f"a/{k}", f"b/{k}"), lambda a, b: a + alpha * (b - a), "between") for k in names})
+
+    return routed(routes)
+
+
+POOL = tt.weights.pool(a=linear(1).state_dict(), b=linear(2).state_dict())
+
+
+def merged(**numbers: object) -> tt.Functional:
+    return tt.reparam(tt.functional(linear(0)), tt.as_reparam(between, POOL, **numbers))
+
+
+def mixed(alpha: float) -> Mapping[str, Tensor]:
+    return {k: POOL[f"a/{k}"] + alpha * (POOL[f"b/{k}"] - POOL[f"a/{k}"]) for k in ("weight", "bias")}
+
+
+def step_of(net: tt.Functional, trainable: tuple[str, ...] = ("net",)) -> tt.Step:
+    return tt.step({"net": net}, tt.optim.sgd(0.1), trainable=trainable, fit=tt.term(F.mse_loss, "net(data)", "data.y"))
+
+
+def test_the_net_is_what_the_map_makes() -> None:
+    train = step_of(merged(alpha=0.25))
+    state = train.init(BATCH)
+    assert list(state.trainable["net"]) == ["alpha"]
+    expected = F.linear(X, **mixed(0.25))
+    torch.testing.assert_close(tt.predict(train, state, "net")(X), expected)
+    torch.testing.assert_close(tt.state_dict(train, state, "net"), dict(mixed(0.25)))
+
+
+def test_the_coefficient_learns_along_its_derivative() -> None:
+    train = step_of(merged(alpha=torch.tensor(0.25, dtype=torch.float64)))
+    state = train.init(BATCH)
+
+    def loss(alpha: float) -> float:
+        return F.mse_loss(F.linear(X, **mixed(alpha)).double(), BATCH["data"]["y"].double()).item()
+
+    slope = (loss(0.25 + 1e-2) - loss(0.25 - 1e-2)) / 2e-2  # a parabola, so that differences are exact
+    for one in (train, tt.compile(train, backend="aot_eager")):
+        after, _ = one(state, BATCH)
+        moved = (after.trainable["net"]["alpha"] - 0.25).item()
+        assert moved == pytest.approx(-0.1 * slope, rel=1e-4)
+
+
+def test_a_coefficient_that_does_not_train_is_swept() -> None:
+    other = tt.functional(linear(3))
+    train = tt.step(
+        {"net": merged(alpha=0.0), "other": other},
+        tt.optim.sgd(0.1),
+        trainable=("other",),
+        fit=tt.term(F.mse_loss, "net(data)", "data.y", weight=0.0),  # for the logs
+        rest=tt.term(F.mse_loss, "other(data)", "data.y"),
+    )
+    curve = [0.0, 0.5, 1.0]
+    many = tt.sweep(train, {"net.alpha": curve})
+    state = many.init(BATCH)
+    assert state.frozen["net"]["alpha"].tolist() == curve
+    _, logs = many(state, BATCH)
+    for i, alpha in enumerate(curve):
+        assert logs["fit"][i].item() == pytest.approx(
+            F.mse_loss(F.linear(X, **mixed(alpha)), BATCH["data"]["y"]).item()
+        )
+    twice = tt.sweep(tt.ensemble(train, 2), {"net.alpha": curve}).init(BATCH)
+    assert twice.frozen["net"]["alpha"].tolist() == [[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]
+    assert tt.set_hyper(state, {"net.alpha": 0.3}).frozen["net"]["alpha"].tolist() == pytest.approx([0.3] * 3)
+
+
+def test_a_map_that_is_made_already() -> None:
+    net = tt.reparam(tt.functional(linear(0)), tt.as_reparam(tt.weights.match(), linear(5).state_dict()))
+    params, buffers = net.init(torch.Generator())
+    torch.testing.assert_close(net.apply(params, buffers, X).value, linear(5)(X).detach())
+
+
+def test_members_share_the_checkpoints() -> None:
+    state = tt.ensemble(step_of(merged(alpha=0.5)), 4).init(BATCH)
+    assert state.trainable["net"]["alpha"].shape == (4,)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(TransferError, match="a map that is made already takes no numbers, got 'alpha'"):
+        tt.as_reparam(tt.weights.match(), POOL, alpha=0.5)
+    with pytest.raises(TransferError, match="wanted a WeightMap or a function that makes one, got int"):
+        tt.as_reparam(3, POOL)  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match="'alpha' must be a number, numbers or a tensor, got 'half'"):
+        tt.as_reparam(between, POOL, alpha="half")
+    gone = tt.as_reparam(tt.weights.chain(tt.weights.drop("bias")), linear(1).state_dict())
+    with pytest.raises(TransferError, match="the map gives 1 of 2 parameters nothing, the first 'bias'"):
+        gone.apply(dict(linear(0).state_dict()), {})
+    with pytest.raises(TransferError, match=r"sweep: no hyper-parameter 'net.alpa'; did you mean 'net.alpha'"):
+        tt.sweep(step_of(merged(alpha=0.5)), {"net.alpa": [1.0]}).init(BATCH)

@@ -1,0 +1,53 @@
+"""One rule, which plan reads and apply carries out."""
+
+from __future__ import annotations
+
+import torch
+
+from ttransfer.core._maps import Made, Plan
+from ttransfer.weights._routes import Route, Routes, Tensors, planned, routed, taken
+
+SOURCE = {"a": torch.ones(2), "b": torch.full((2,), 2.0), "c": torch.ones(3)}
+
+
+def rule(src: Tensors, like: Tensors) -> Routes:
+    return Routes(
+        {"x": Route(("a", "b"), torch.add, "sum"), "y": taken("a"), "new": Route((), lambda: torch.zeros(1), "zeros")},
+        kept=("stays",),
+        unused={"c": "no use for it"},
+    )
+
+
+LIKE = {"stays": torch.ones(4), "x": torch.zeros(2), "y": torch.zeros(3), "other": torch.zeros(1)}
+
+
+def test_plan_and_apply_are_of_one_rule() -> None:
+    map = routed(rule)
+    new = map.apply(SOURCE, LIKE)
+    assert list(new) == ["stays", "x", "y", "new"]
+    assert new["x"].tolist() == [3.0, 3.0]
+    assert new["y"] is SOURCE["a"]
+    assert new["stays"] is LIKE["stays"]
+    assert map.plan(SOURCE, LIKE) == Plan(
+        {"x": Made(("a", "b"), "sum"), "y": Made(("a",)), "new": Made((), "zeros")},
+        ("stays",),
+        ("other",),
+        {"y": "source (2,), target (3,)"},
+        {},
+        {"c": "no use for it"},
+    )
+
+
+def test_what_is_made_of_one_tensor_is_one_tensor() -> None:
+    double = routed(lambda src, like: Routes({k: Route((k,), lambda x: 2 * x, "doubled") for k in src}))
+    table = torch.ones(2)
+    new = double.apply({"embed": table, "head": table, "alone": torch.ones(2)}, {})
+    assert new["embed"] is new["head"]
+    assert new["alone"] is not new["head"]
+    fresh = routed(lambda src, like: Routes({k: Route((), lambda: torch.zeros(2), "zeros") for k in "ab"}))
+    made = fresh.apply({}, {})
+    assert made["a"] is not made["b"]
+
+
+def test_nothing() -> None:
+    assert planned(Routes({}), {}, {}) == Plan({})

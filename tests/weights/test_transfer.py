@@ -1,0 +1,68 @@
+"""A checkpoint into a module: all of it or none."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ttransfer._errors import TransferError
+from ttransfer.core._maps import Made, WeightMap
+from ttransfer.weights import chain, drop, match, rename, transfer
+
+
+def make(classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, classes))
+
+
+def test_a_module_is_filled_and_nothing_is_shared() -> None:
+    trained, net = make(), make()
+    plan = transfer(trained.state_dict(), net)
+    assert plan.made["0.weight"] == Made(("0.weight",))
+    assert all(torch.equal(x, net.state_dict()[name]) for name, x in trained.state_dict().items())
+    assert net[0].weight.data_ptr() != trained[0].weight.data_ptr()  # type: ignore[index]
+
+
+def test_a_new_head_stays() -> None:
+    trained, net = make(1000), make(3)
+    before = net[3].weight.clone()  # type: ignore[index]
+    plan = transfer(trained.state_dict(), net, match(allow="3.*"))
+    assert plan.kept == ("3.weight", "3.bias")
+    assert torch.equal(before, net[3].weight)  # type: ignore[index]
+
+
+def test_a_meta_module_takes_the_tensors() -> None:
+    src = make().state_dict()
+    with torch.device("meta"):
+        net = make()
+    transfer(src, net)
+    assert net[0].weight.data_ptr() == src["0.weight"].data_ptr()  # type: ignore[index]
+    assert isinstance(net[0].weight, nn.Parameter)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("map", "says"),
+    [
+        (match(), "get nothing"),
+        (rename({"0": "0"}), r"transfer: 2 of 9 target tensors get nothing\n  '3.weight': source \(5, 4\), target"),
+        (drop("3.*"), r"transfer: 2 of 9 target tensors get nothing\n  '3.weight' \(3, 4\) float32: not in the source"),
+        (chain(drop("3.*"), rename({"0": "00"}), match(allow="3.*|0.*|00.*")), None),
+    ],
+)
+def test_all_or_nothing(map: WeightMap, says: str | None) -> None:
+    src, net = make(5).state_dict(), make(3)
+    before = copy.deepcopy(net.state_dict())
+    if says is None:
+        transfer(src, net, map)
+        return
+    with pytest.raises(TransferError, match=says):
+        transfer(src, net, map)
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+
+
+def test_a_map_that_does_not_keep_its_word_is_refused() -> None:
+    liar = WeightMap(lambda src, like: {}, match().plan)
+    with pytest.raises(TransferError, match=r"'0.weight' .* gets nothing, though the plan says that it fits"):
+        transfer(make().state_dict(), make(), liar)
