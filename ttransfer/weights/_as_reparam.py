@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,15 +47,14 @@ def as_reparam(map: WeightMap | Callable[..., WeightMap], src: Tensors, **number
         >>> sorted(set(net.layout.parameters) - net.layout.frozen)
         ['weights']
     """
-    given: Any = map
-    if isinstance(given, WeightMap):
+    if isinstance(map, WeightMap):
         if numbers:
             raise TransferError(
                 f"as_reparam: a map that is made already takes no numbers, got {sorted(numbers)[0]!r}; give the "
                 "function that makes it"
             )
-    elif not callable(given):
-        raise TransferError(f"as_reparam: wanted a WeightMap or a function that makes one, got {shown(given)}")
+    elif not callable(cast(Any, map)):
+        raise TransferError(f"as_reparam: wanted a WeightMap or a function that makes one, got {shown(map)}")
     start = {name: _number(name, value) for name, value in numbers.items()}
     checkpoint = dict(src)
 
@@ -64,7 +63,7 @@ def as_reparam(map: WeightMap | Callable[..., WeightMap], src: Tensors, **number
         return {name: value.detach().clone().to(device) for name, value in start.items()}
 
     def apply(base: Params, delta: Params) -> Params:
-        made = given if isinstance(given, WeightMap) else given(**{name: delta[name] for name in start})
+        made = map if isinstance(map, WeightMap) else map(**{name: delta[name] for name in start})
         new = made.apply(checkpoint, base)
         if left := [name for name in base if name not in new]:
             raise TransferError(

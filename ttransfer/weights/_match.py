@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._order import by_order, tells_order
+from ttransfer.weights._contradictions import swapped, torn
+from ttransfer.weights._order import Decided, by_order, disorder
 from ttransfer.weights._routes import Route, Routes, Tensors, routed
 from ttransfer.weights._shapes import by_shape
 from ttransfer.weights._strict import Allow, allowed, strictly
 
 __all__ = ["match", "match_by_name", "match_by_order", "match_by_shape"]
 
-Decided = tuple[dict[str, tuple[str, str]], dict[str, tuple[str, ...]]]
-"""target -> (source, why); target -> the sources that may be meant."""
-Decide = Callable[[Tensors, Tensors], Decided]
+Decide = Callable[[Tensors, Tensors, Mapping[str, str], Tensors, Tensors], Decided]
+"""(src, like, what is made already, the sources and the targets that are left) -> what more is made."""
 
 
 def match(*, allow: Allow = ()) -> WeightMap:
     """Fill every target tensor: by its name; what is left by the order of definition; what is left then by shape.
 
     A tensor of the same name and shape is taken. Of those that are left on either side, the two lists are laid side
-    by side: a pair of one kind (the last part of the name, such as "running_mean") and one shape is taken if there is
-    only one best way to do so, and if it takes each module's tensors from one module. Names in alphabetical order
-    come from a sorted file and say nothing of the net, so no order is read from them. What is left then is taken
-    where it is the only one of its kind and shape on both sides. Each decision stands in the plan.
+    by side between the pairs that are made: a pair of one kind (the last part of the name, such as "running_mean")
+    and one shape is taken if every best alignment has it. What is left then is taken where it is the only one of its
+    kind and shape on both sides. Each decision stands in the plan.
+
+    If a source lists a net's tensors as the net defines them, and the target has the same ones in the same order,
+    then each target gets its own tensor or the map raises, unless names say otherwise: a tensor under the name of
+    another is taken where nothing contradicts it. To that end an order is read only where the names may stand in
+    one, which they do not in a sorted file, or where a module is in two places, or "blocks.1" before "blocks.0";
+    what is decided by shape must not contradict the order, nor the numbers in the names, unless there is one tensor
+    of that shape in all; a module's tensors are of one module; and of siblings that have the same names on both sides
+    none gets another's.
 
     Strict: a target that gets nothing, or could get more than one thing, is an error, and so is a source tensor that
     goes nowhere, unless `allow` names it. Inside a compiled step use `match_by_name` without `allow`: torch 2.8
@@ -44,15 +51,15 @@ def match(*, allow: Allow = ()) -> WeightMap:
 
     Example:
         >>> import torch, ttransfer as tt
-        >>> src = {"conv.weight": torch.ones(4), "fc.weight": torch.ones(1000, 4)}
-        >>> like = {"stem.weight": torch.zeros(4), "fc.weight": torch.zeros(10, 4)}
+        >>> src = {"stem.weight": torch.ones(4), "fc.weight": torch.ones(1000, 4)}
+        >>> like = {"conv1.weight": torch.zeros(4), "fc.weight": torch.zeros(10, 4)}
         >>> load = tt.weights.match(allow="fc.*")
         >>> print(tt.weights.show(load.plan(src, like)))
-        stem.weight  <- conv.weight  by order: 1 of 1
-        fc.weight    -- stays as it is
-        fc.weight    -> nowhere: allowed, (1000, 4) for a target of (10, 4)
+        conv1.weight  <- stem.weight       by shape: the only 'weight' (4,) that is left
+        fc.weight     -- stays as it is
+        fc.weight     -> nowhere           allowed, (1000, 4) for a target of (10, 4)
         >>> new = load.apply(src, like)
-        >>> new["stem.weight"].sum().item(), new["fc.weight"].sum().item()
+        >>> new["conv1.weight"].sum().item(), new["fc.weight"].sum().item()
         (4.0, 0.0)
     """
     return _matching("match", allow, _by_name, _in_order, by_shape)
@@ -87,7 +94,8 @@ def match_by_name(*, allow: Allow = ()) -> WeightMap:
 def match_by_order(*, allow: Allow = ()) -> WeightMap:
     """Fill the targets in order, whatever the names: for a checkpoint that lists its tensors as the net defines them.
 
-    It decides as the second part of `match` does, and takes the caller's word for it that the order means something.
+    It decides as the second part of `match` does, and takes the caller's word for it that both orders are those of
+    definition: where one is not, tensors of one kind and shape go astray.
 
     Args:
         allow: as for `match`; what it names is left out of the two lists.
@@ -130,12 +138,12 @@ def match_by_shape(*, allow: Allow = ()) -> WeightMap:
     return _matching("match_by_shape", allow, by_shape)
 
 
-def _by_name(src: Tensors, like: Tensors) -> Decided:
+def _by_name(src: Tensors, like: Tensors, made: Mapping[str, str], here: Tensors, there: Tensors) -> Decided:
     return {name: (name, "") for name, x in like.items() if name in src and src[name].shape == x.shape}, {}
 
 
-def _in_order(src: Tensors, like: Tensors) -> Decided:
-    return by_order(src, like) if tells_order(src) else ({}, {})
+def _in_order(src: Tensors, like: Tensors, made: Mapping[str, str], here: Tensors, there: Tensors) -> Decided:
+    return ({}, {}) if disorder(src) or disorder(like) else by_order(src, like, made, here, there)
 
 
 def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
@@ -143,13 +151,22 @@ def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
         let = allowed(whose, allow, src, like)
         found: dict[str, tuple[str, str]] = {}
         ambiguous: dict[str, tuple[str, ...]] = {}
+        named: tuple[str, ...] = ()
         for decide in deciders:
-            used = {source for source, _ in found.values()}
-            named = decide is _by_name
-            here = {k: x for k, x in src.items() if k not in used and (named or not let(k))}
-            there = {k: x for k, x in like.items() if k not in found and (named or not let(k))}
-            more, ambiguous = decide(here, there)
+            made = {target: source for target, (source, _) in found.items()}
+            used = set(made.values())
+            here = {name: x for name, x in src.items() if name not in used and not let(name)}
+            there = {name: x for name, x in like.items() if name not in found and not let(name)}
+            both = bool(here and there) or decide is _by_name
+            more, ambiguous = decide(src, like, made, here, there) if both else ({}, {})
             found |= more
+            if decide is _by_name:
+                named = tuple(found)
+            if decide is _by_name or not more:
+                continue
+            made = {target: source for target, (source, _) in found.items()}
+            for target in dict.fromkeys((*torn(made, named), *swapped(made, named, src, like))):
+                ambiguous[target] = (found.pop(target)[0],)
         kept = tuple(name for name in like if name not in found and let(name))
         bent = {name: _misfit(src, like, name) for name in like if name in src and name not in found}
         if _by_name not in deciders:
@@ -163,7 +180,18 @@ def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
             why,
         )
 
-    return routed(routes, strictly(whose))
+    return routed(routes, strictly(whose, _unread if _in_order in deciders else None))
+
+
+def _unread(src: Tensors, like: Tensors) -> str:
+    """Say why no order was read."""
+    for side, tensors in (("source", src), ("target", like)):
+        if why := disorder(tensors):
+            return (
+                f"no order was read, for in the {side} {why}; if it is that of definition all the same, use "
+                "tt.weights.match_by_order"
+            )
+    return ""
 
 
 def _misfit(src: Tensors, like: Tensors, name: str) -> str:

@@ -29,13 +29,26 @@ def allowed(whose: str, allow: Allow, src: Iterable[str], like: Iterable[str]) -
     return lambda name: any(matches(pattern, name) for pattern in patterns)
 
 
-def strictly(whose: str) -> Callable[[Plan, Tensors, Tensors], None]:
-    """Return the check of a map that refuses what is not accounted for."""
-    return lambda plan, src, like: refuse(whose, plan, src, like)
+def strictly(
+    whose: str, hint: Callable[[Tensors, Tensors], str] | None = None
+) -> Callable[[Plan, Tensors, Tensors], None]:
+    """Return the check of a map that refuses what is not accounted for; the hint is for what is ambiguous."""
+
+    def check(plan: Plan, src: Tensors, like: Tensors) -> None:
+        refuse(whose, plan, src, like, hint(src, like) if hint is not None and plan.ambiguous else "")
+
+    return check
 
 
-def refuse(whose: str, plan: Plan, src: Tensors, like: Tensors) -> None:
+def refuse(whose: str, plan: Plan, src: Tensors, like: Tensors, hint: str = "") -> None:
     """Raise for targets that get nothing, not what fits, or more than one thing, and for sources left over.
+
+    Args:
+        whose: the map, for the message.
+        plan: what it would do.
+        src: the source.
+        like: the target.
+        hint: a line more for the message.
 
     Raises:
         TransferError: with the first few of each, and what is near.
@@ -52,6 +65,7 @@ def refuse(whose: str, plan: Plan, src: Tensors, like: Tensors) -> None:
     if left:
         lines.append(f"{'' if targets else f'{whose}: '}{len(left)} of {len(src)} source tensors go nowhere")
         lines += _few({name: f" {shown(src[name])}" for name in left[:_SHOWN]}, len(left))
+    lines += [hint] if hint else []
     lines.append("rename them, drop sources with tt.weights.drop, or let either be with allow=")
     raise TransferError("\n".join(lines))
 

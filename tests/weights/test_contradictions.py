@@ -1,0 +1,56 @@
+"""What speaks against a pair."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttransfer.weights._contradictions import crossing, swapped, torn
+
+
+@settings(max_examples=150)
+@given(st.permutations(range(6)), st.sets(st.integers(0, 5)), st.booleans())
+def test_crossing_pairs(order: list[int], judged: set[int], known: bool) -> None:
+    src, like = [f"n{i}.w" for i in range(6)], [f"t{i}.w" for i in range(6)]
+    made = {f"t{i}.w": f"n{j}.w" for i, j in enumerate(order)}
+    wanted = [
+        f"t{i}.w" for i in range(6) if i in judged and any((k < i) != (order[k] < order[i]) for k in range(6) if k != i)
+    ]
+    assert crossing(made, [f"t{i}.w" for i in judged], src if known else set(src), like) == wanted
+
+
+def test_numbers_have_an_order_where_the_file_has_none() -> None:
+    made = {"x.w": "blocks.2.a.w", "y.w": "stem.w", "z.w": "blocks.10.w"}
+    assert crossing(made, made, set(made.values()), made) == []
+    made["late.w"] = "blocks.9.w"
+    assert crossing(made, made, set(made.values()), made) == ["z.w", "late.w"]
+    assert crossing(made, ["late.w"], set(made.values()), made) == ["late.w"]
+
+
+def test_a_module_is_not_filled_from_two() -> None:
+    made = {"a.weight": "x.weight", "a.bias": "y.bias", "b.weight": "z.weight"}
+    assert torn(made, ()) == ["a.weight", "a.bias"]
+    assert torn(made, ["a.weight"]) == ["a.bias"]
+    assert torn({"a.weight": "x.weight", "b.bias": "x.bias"}, ()) == ["a.weight", "b.bias"]
+    assert torn({"a.weight": "x.weight", "b.weight": "z.weight"}, ()) == []
+
+
+def test_siblings_are_not_swapped() -> None:
+    like = ["net.0.attn.q.weight", "net.0.attn.k.weight", "net.0.mlp.weight"]
+    src = ["blocks.0.self.k.weight", "blocks.0.self.q.weight", "blocks.0.fc.weight"]
+    made = dict(zip(like, src, strict=True))
+    assert swapped(made, (), src, like) == like[:2]
+    assert swapped(made, like[:1], src, like) == like[1:2]
+    assert swapped({like[0]: src[1], like[1]: src[0]}, (), src, like) == []
+    # One side alone has both names: then the other side calls it so.
+    made = {"pre.weight": "norm.weight", "norm.weight": "post.weight"}
+    assert swapped(made, (), made.values(), made) == []
+    # Above what is equal at the end.
+    made = {"a.q.conv.weight": "b.k.conv.weight", "a.k.conv.weight": "b.q.conv.weight"}
+    assert swapped(made, (), made.values(), made) == list(made)
+
+
+def test_numbers_may_differ() -> None:
+    made = {"net.1.weight": "features.2.weight", "net.2.weight": "features.1.weight", "bn1.bias": "bn2.bias"}
+    assert swapped(made, (), made.values(), made) == []
+    assert swapped({"weight": "module.weight"}, (), ["module.weight"], ["weight"]) == []

@@ -1,0 +1,111 @@
+"""What speaks against a pair: its module, its order, its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["NUMBERED", "crossing", "swapped", "torn"]
+
+NUMBERED = re.compile(r"(.*?)(\d+)")
+"""A part of a name that counts: what is counted, and the number."""
+
+
+def torn(made: Mapping[str, str], by_name: Iterable[str]) -> list[str]:
+    """Targets of modules that would be filled from two modules, or share one with another.
+
+    Args:
+        made: target -> source.
+        by_name: targets of which the names decided, so that they are not in doubt.
+    """
+    there: dict[str, set[str]] = {}
+    back: dict[str, set[str]] = {}
+    for target, source in made.items():
+        there.setdefault(_module(target), set()).add(_module(source))
+        back.setdefault(_module(source), set()).add(_module(target))
+    sure = set(by_name)
+    return [
+        target
+        for target, source in made.items()
+        if target not in sure and (len(there[_module(target)]) > 1 or len(back[_module(source)]) > 1)
+    ]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def crossing(made: Mapping[str, str], of: Iterable[str], src: Iterable[str], like: Iterable[str]) -> list[str]:
+    """Targets whose pair crosses another.
+
+    Where the order of the sources is not known, numbers in their names still are: of "bn1.weight" and "bn2.weight"
+    the first is the one of the lower number.
+
+    Args:
+        made: target -> source.
+        of: the targets to judge, among them.
+        src: the sources in order; a set if their order is not known.
+        like: the targets in order.
+    """
+    judged = set(of)
+    ordered = [name for name in like if name in made]
+    lists: dict[str, list[tuple[int, str]]] = {"": []}
+    if isinstance(src, (set, frozenset)):
+        for target in ordered:
+            parts = made[target].split(".")[:-1]
+            for depth in range(len(parts)):
+                if (number := NUMBERED.fullmatch(".".join(parts[: depth + 1]))) is not None:
+                    lists.setdefault(number[1], []).append((int(number[2]), target))
+    else:
+        rank = {name: i for i, name in enumerate(src)}
+        lists[""] = [(rank[made[target]], target) for target in ordered]
+    found = {target for pairs in lists.values() for target in _inverted(pairs) if target in judged}
+    return [target for target in ordered if target in found]
+
+
+def _inverted(pairs: Sequence[tuple[int, str]]) -> list[str]:
+    """Names whose number is lower than one before, or higher than one behind."""
+    high, low = -1, [10**18]
+    for number, _ in reversed(pairs):
+        low.append(min(low[-1], number))
+    found: list[str] = []
+    for i, (number, name) in enumerate(pairs):
+        if number < high or number > low[len(pairs) - 1 - i]:
+            found.append(name)
+        high = max(high, number)
+    return found
+
+
+def swapped(made: Mapping[str, str], by_name: Iterable[str], src: Iterable[str], like: Iterable[str]) -> list[str]:
+    """Targets whose source has the name of a sibling, which has the target's: "q" from "k" where both sides have both.
+
+    Names are read from the end, past the parts that are equal. Numbers are no names here: what is "1" on one side may
+    well be "2" on the other.
+
+    Args:
+        made: target -> source.
+        by_name: targets of which the names decided.
+        src: the sources.
+        like: the targets.
+    """
+    here, there, sure = _children(src), _children(like), set(by_name)
+    found: list[str] = []
+    for target, source in made.items():
+        a, b = target.split("."), source.split(".")
+        shorter = min(len(a), len(b))
+        back = next((k for k in range(1, shorter + 1) if a[-k] != b[-k]), 0)
+        if target in sure or not back or a[-back][-1:].isdigit() or b[-back][-1:].isdigit():
+            continue
+        if b[-back] in there[tuple(a[:-back])] and a[-back] in here[tuple(b[:-back])]:
+            found.append(target)
+    return found
+
+
+def _children(names: Iterable[str]) -> dict[tuple[str, ...], set[str]]:
+    """Module -> the parts of names that come next."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for name in names:
+        parts = tuple(name.split("."))
+        for depth, part in enumerate(parts):
+            found.setdefault(parts[:depth], set()).add(part)
+    return found

@@ -1,0 +1,10 @@
+"""timm's models: by name, what they were trained on, their layers in order."""
+
+from __future__ import annotations
+
+from ttransfer_ext._images import DataConfig, renormalise, renormalised
+from ttransfer_ext.timm._data import data_config
+from ttransfer_ext.timm._layers import layer_groups
+from ttransfer_ext.timm._model import model
+
+__all__ = ["DataConfig", "data_config", "layer_groups", "model", "renormalise", "renormalised"]
