@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,18 @@ def test_nearest(name: str, candidates: list[str], said: str) -> None:
 def test_a_long_list_is_cut() -> None:
     said = nearest("zzz", (f"a{i:02}" for i in range(20)))
     assert said == "; there are: " + ", ".join(f"a{i:02}" for i in range(12)) + ", ... (20 in all)"
+
+
+def test_very_many_names_take_no_longer_than_a_second() -> None:
+    many = [f"encoder.layers.{i // 100}.part{i % 100}.weight" for i in range(100_000)]
+    begin = time.process_time()
+    assert nearest("encoder.layer.7.part3.weight", many).startswith("; did you mean 'encoder.layers.7.part3.weight'")
+    assert nearest("module.layers.712.part38.weights", many).startswith(
+        "; did you mean 'encoder.layers.712.part38.weight'"
+    )
+    assert nearest("zzz", many).endswith("(100000 in all)")
+    assert nearest("", many).endswith("(100000 in all)")
+    assert time.process_time() - begin < 8  # difflib alone takes ten for each
 
 
 def test_at_most_so_many_suggestions() -> None:

@@ -98,6 +98,64 @@ def losses(
         raise typer.Exit(2) from error
 
 
+@app.command()
+def plan(
+    src: Annotated[
+        str, typer.Argument(metavar="SRC", help="The checkpoint: a file, an index of shards, or a folder with one.")
+    ],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="What it is for: timm:NAME, torchvision:NAME, package.module:factory or file.py:factory. Nothing is "
+            "downloaded.",
+        ),
+    ],
+    of: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Which checkpoint, where the file holds several, such as ema."),
+    ] = None,
+    drop: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="PATTERN", help="Leave these tensors of the checkpoint out. Repeat."),
+    ] = None,
+    rename: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="OLD=NEW",
+            help="A name, a prefix without its last dot (backbone= takes it off), or a regular expression and what it "
+            r"gives (blocks\.(\d+)\.(.*)=layers.\1.\2). Repeat; they come after what is dropped, in the order given.",
+        ),
+    ] = None,
+    allow: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PATTERN", help="Targets that may stay as they are, and sources that may be left. Repeat."
+        ),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(metavar="name|order|shape", help="Match by this alone; else by all, in this order."),
+    ] = "",
+    classes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="N", min=1, help="Classes of the model's head."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every row.")] = False,
+) -> None:
+    """Say what would become of a checkpoint in a model, before anything is done.
+
+    It exits with 0 if every tensor on both sides is accounted for, with 1 if one is not, and with 2 if there is no
+    plan. A PATTERN is a regular expression for a whole name.
+    """
+    from ttransfer.cli import _plan
+
+    options = _plan.Options(
+        src, model, of, tuple(rename or ()), tuple(drop or ()), tuple(allow or ()), by, classes, every
+    )
+    raise typer.Exit(_plan.run(options))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -105,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what was typed after `ttransfer`; the process's own unless given.
 
     Returns:
-        The exit code: 0 for success, 1 for a law that is broken, 2 for what could not be run.
+        The exit code: 0 for success, 1 for a law that is broken or a plan with gaps, 2 for what could not be run.
 
     Example:
         >>> from ttransfer.cli import main
