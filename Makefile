@@ -18,13 +18,15 @@ pip := $(bin)/python -m pip install --quiet --quiet --disable-pip-version-check 
 run := OMP_NUM_THREADS=1 $(bin)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-adapt demo-distill demo-segment test test-only test-dist test-all test-ipex test-ipex-quick \
+.PHONY: help demo demo-adapt demo-distill demo-finetune demo-merge demo-segment test test-only test-dist test-all test-ipex test-ipex-quick \
 	bench-ipex lint format bench bench-align bench-dist bench-losses bench-weights clean
 
 help:
 	@echo "make demo      adapt MNIST to UCI digits: a table and a picture"
 	@echo "make demo-adapt    eleven ways to adapt MNIST to UCI digits: a table and a picture"
 	@echo "make demo-distill  MNIST with 50 labels and a teacher: eight losses, a table and a picture"
+	@echo "make demo-finetune  ImageNet weights on 200 MNIST images: seven ways, a table and a picture"
+	@echo "make demo-merge    soups whose weights are learned, a swept path: a table and a picture"
 	@echo "make demo-segment  brains without and with their skull: a MONAI U-Net adapts, a table and a picture"
 	@echo "make test      lint, then all tests"
 	@echo "make lint      ruff, pyright, import contracts"
@@ -50,6 +52,12 @@ demo-adapt: $(VENV)/.demo
 
 demo-distill: $(VENV)/.test
 	$(bin)/python examples/distill_mnist.py
+
+demo-finetune: $(VENV)/.test
+	$(bin)/python examples/finetune_mnist.py
+
+demo-merge: $(VENV)/.demo
+	$(bin)/python examples/merge_digits.py
 
 demo-segment: $(VENV)/.segment
 	$(bin)/python examples/adapt_segmentation.py
@@ -121,6 +129,8 @@ test-all: test
 	@$(MAKE) --no-print-directory bench-dist
 	@$(MAKE) --no-print-directory demo-adapt
 	@$(MAKE) --no-print-directory demo-distill
+	@$(MAKE) --no-print-directory demo-finetune
+	@$(MAKE) --no-print-directory demo-merge
 	@$(MAKE) --no-print-directory demo-segment
 	@$(MAKE) --no-print-directory bench-losses
 	@$(MAKE) --no-print-directory bench-align

@@ -1,0 +1,151 @@
+"""RegMean: linear layers merged by regression, and the Gram matrices for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ttransfer._errors import TransferError
+from ttransfer.testing import parametrize_with_checks, weight_map_trial
+from ttransfer.weights import average, input_grams, pool, regmean
+
+
+def module(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 5)).double()
+
+
+def net(seed: int) -> dict[str, Tensor]:
+    return {name: x.detach() for name, x in module(seed).state_dict().items()}
+
+
+def data(seed: int, rows: int = 9) -> Tensor:
+    return torch.randn(rows, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+SRC = pool(a=net(0), b=net(1))
+GRAMS = pool(a=input_grams(module(0), [data(2)]), b=input_grams(module(1), data(3).split(4)))
+LIKE = net(4)
+
+
+def slow(alpha: float) -> Callable[..., dict[str, Tensor]]:
+    """The formula with an inverse."""
+
+    def formula(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        new = {}
+        for name in (key.removeprefix("a/") for key in src if key.startswith("a/")):
+            a, b = src[f"a/{name}"], src[f"b/{name}"]
+            if not a.is_floating_point():
+                new[name] = a
+            elif f"a/{name}" not in GRAMS:
+                new[name] = (a + b) / 2
+            else:
+                total, right = 0.0, 0.0
+                for who, w in (("a", a), ("b", b)):
+                    g = GRAMS[f"{who}/{name}"]
+                    g = alpha * g + (1 - alpha) * torch.diag(torch.diag(g))
+                    total, right = total + g, right + g @ w.reshape(len(w), -1).T
+                assert isinstance(total, Tensor)
+                new[name] = (torch.inverse(total) @ right).T.reshape(a.shape)
+        return new
+
+    return formula
+
+
+TRIALS = (
+    weight_map_trial(regmean(GRAMS, ridge=0.0), SRC, LIKE, reference=slow(0.9), examples=4, name="regmean"),
+    weight_map_trial(regmean(GRAMS, alpha=0.0, ridge=0.0), SRC, LIKE, reference=slow(0.0), examples=4, name="diagonal"),
+)
+
+
+@parametrize_with_checks(TRIALS)
+def test_laws(check: Callable[[], None]) -> None:
+    check()
+
+
+def test_it_is_least_squares() -> None:
+    """One linear layer: no other weight is nearer to what both layers gave, on what each of them was given."""
+    torch.manual_seed(0)
+    layers = {who: nn.Linear(3, 2, bias=False).double() for who in "ab"}
+    x = {"a": torch.randn(50, 3, dtype=torch.float64), "b": 3 * torch.randn(50, 3, dtype=torch.float64) + 1}
+    grams = pool({who: input_grams(layer, [x[who]]) for who, layer in layers.items()})
+    src = pool({who: dict(layer.state_dict()) for who, layer in layers.items()})
+    found = regmean(grams, alpha=1.0, ridge=0.0).apply(src, {})["weight"]
+    inputs = torch.cat([x["a"], x["b"]])
+    outputs = torch.cat([layers[who](x[who]) for who in "ab"]).detach()
+    torch.testing.assert_close(found, torch.linalg.lstsq(inputs, outputs).solution.T, rtol=0, atol=1e-10)
+
+
+def test_equal_checkpoints_and_equal_inputs() -> None:
+    same = pool(a=net(0), b=net(0))
+    for name, x in regmean(GRAMS).apply(same, {}).items():
+        torch.testing.assert_close(x, net(0)[name], rtol=0, atol=1e-10)
+    alike = {name: GRAMS["a/" + name.partition("/")[2]] for name in GRAMS}
+    for name, x in regmean(alike).apply(SRC, {}).items():
+        torch.testing.assert_close(x, average().apply(SRC, {})[name], rtol=0, atol=1e-10)
+
+
+def test_inputs_that_nobody_saw_are_averaged() -> None:
+    dead = {name: x.clone() for name, x in GRAMS.items()}
+    for who in "ab":
+        dead[f"{who}/3.weight"][:2] = 0
+        dead[f"{who}/3.weight"][:, :2] = 0
+    found, mean = regmean(dead).apply(SRC, {})["3.weight"], average().apply(SRC, {})["3.weight"]
+    torch.testing.assert_close(found[:, :2], mean[:, :2], rtol=0, atol=1e-9)
+    nothing = regmean({name: torch.zeros_like(x) for name, x in GRAMS.items()}).apply(SRC, {})["3.weight"]
+    torch.testing.assert_close(nothing, mean, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(3, 4), (5, 3)),
+        (nn.Linear(3, 4), (5, 2, 3)),
+        (nn.Conv1d(2, 4, 3, stride=2, padding=1), (5, 2, 7)),
+        (nn.Conv2d(2, 4, (3, 2), stride=(1, 2), padding=(0, 1), dilation=(2, 1)), (5, 2, 8, 7)),
+        (nn.Conv2d(2, 4, 3, padding="same", padding_mode="circular"), (5, 2, 5, 5)),
+        (nn.Conv3d(1, 2, 2), (3, 1, 3, 4, 3)),
+    ],
+)
+def test_grams_are_those_of_what_the_layer_multiplies(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """x W^T for the rows that are summed up must be what the layer gives: then the squares of its output add up too."""
+    layer = layer.double()
+    assert isinstance(layer.bias, Tensor)
+    nn.init.zeros_(layer.bias)
+    x = torch.randn(shape, dtype=torch.float64)
+    gram = input_grams(layer, [x[:2], x[2:]])["weight"]
+    weight = layer.weight.detach().reshape(len(layer.weight), -1)  # type: ignore[union-attr, arg-type]
+    out = layer(x).detach().movedim(-1 if isinstance(layer, nn.Linear) else 1, -1).reshape(-1, len(weight))
+    torch.testing.assert_close(weight @ gram @ weight.T, out.T @ out / len(x), rtol=0, atol=1e-10)
+
+
+def test_the_module_is_left_alone() -> None:
+    watched = module(0).train()
+    before = {name: x.clone() for name, x in watched.state_dict().items()}
+    found = input_grams(watched, [data(2)])
+    assert list(found) == ["0.weight", "3.weight"]
+    assert watched.training
+    assert not any(layer._forward_pre_hooks for layer in watched.modules())
+    assert all(torch.equal(x, before[name]) for name, x in watched.state_dict().items())
+    grouped = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1))
+    assert list(input_grams(grouped, [torch.ones(1, 4, 2, 2)])) == ["1.weight"]
+
+
+def test_plan_and_refusals() -> None:
+    plan = regmean(GRAMS).plan(SRC, LIKE)
+    assert plan.made["0.weight"].how == "regression on the inputs"
+    assert plan.made["0.bias"].how == "mean of 2"
+    with pytest.raises(TransferError, match=r"regmean: alpha must be from 0 to 1, got 1\.5"):
+        regmean(GRAMS, alpha=1.5)
+    less = {name: x for name, x in GRAMS.items() if name != "b/0.weight"}
+    with pytest.raises(TransferError, match=r"there is no Gram matrix for 'b/0\.weight', though another has one"):
+        regmean(less).apply(SRC, {})
+    with pytest.raises(TransferError, match=r"for 'a/3\.weight' \(5, 12\) is \(5, 5\) float32, wanted \(12, 12\)"):
+        regmean({**GRAMS, "a/3.weight": torch.eye(5)}).apply(SRC, {})
+    with pytest.raises(TransferError, match=r"the Gram matrix 'a/3\.wieght' belongs to no tensor"):
+        regmean({**GRAMS, "a/3.wieght": torch.eye(5)}).apply(SRC, {})
+    with pytest.raises(TransferError, match="input_grams: no linear layer or convolution has run"):
+        input_grams(nn.ReLU(), [torch.ones(1)])
