@@ -18,8 +18,8 @@ pip := $(bin)/python -m pip install --quiet --quiet --disable-pip-version-check 
 run := OMP_NUM_THREADS=1 $(bin)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-adapt demo-distill demo-finetune demo-merge demo-segment test test-only test-dist test-all test-ipex test-ipex-quick \
-	bench-ipex lint format bench bench-align bench-dist bench-losses bench-weights clean
+.PHONY: help demo demo-adapt demo-distill demo-finetune demo-merge demo-segment test test-only test-dist test-all \
+	test-ipex test-ipex-quick bench-ipex lint format bench bench-align bench-dist bench-losses bench-weights clean
 
 help:
 	@echo "make demo      adapt MNIST to UCI digits: a table and a picture"

@@ -44,6 +44,11 @@ def test_what_is_made_of_one_tensor_is_one_tensor() -> None:
     new = double.apply({"embed": table, "head": table, "alone": torch.ones(2)}, {})
     assert new["embed"] is new["head"]
     assert new["alone"] is not new["head"]
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    net[1].weight = net[0].weight
+    tied = double.apply(net.state_dict(), {})  # of two tensors, and one storage
+    assert tied["0.weight"] is tied["1.weight"]
+    assert tied["0.bias"] is not tied["1.bias"]
     fresh = routed(lambda src, like: Routes({k: Route((), lambda: torch.zeros(2), "zeros") for k in "ab"}))
     made = fresh.apply({}, {})
     assert made["a"] is not made["b"]

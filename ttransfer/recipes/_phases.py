@@ -61,7 +61,8 @@ def lp_ft(step: Step, layers: Layers, steps: tuple[int, int], *, net: str = "net
         Ananya Kumar, Aditi Raghunathan, Robbie Jones, Tengyu Ma, Percy Liang. Fine-Tuning can Distort Pretrained
         Features and Underperform Out-of-Distribution. 2022.
     """
-    return {"probe": Phase(_only(step, net, last(layers)), steps[0]), "finetune": Phase(step, steps[1])}
+    probe = replace(_only(step, net, last(layers)), buffers={**step.spec.expression.buffers, net: "eval"})
+    return {"probe": Phase(probe, steps[0]), "finetune": Phase(step, steps[1])}
 
 
 def thaw(step: Step, layers: Layers, steps: int | Sequence[int], *, net: str = "net") -> dict[str, Phase]:
@@ -75,7 +76,8 @@ def thaw(step: Step, layers: Layers, steps: int | Sequence[int], *, net: str = "
 
     Returns:
         A phase for each layer, under the name of the layer that begins to train in it, for `in_turn`. Statistics of
-        batch normalisation are those of before, until the last phase.
+        batch normalisation are treated as `step` says, in all phases alike: what was tuned on those of before does not
+        bear to be put on those of batches, late in a run.
 
     Raises:
         TransferError: for another number of `steps` than of layers.
@@ -101,9 +103,7 @@ def thaw(step: Step, layers: Layers, steps: int | Sequence[int], *, net: str = "
 
 
 def _only(step: Step, net: str, pattern: str) -> Step:
-    expression = step.spec.expression
-    buffers = {**expression.buffers, net: "eval"}
-    return replace(step, trainable={**expression.trainable, net: (pattern,)}, buffers=buffers)
+    return replace(step, trainable={**step.spec.expression.trainable, net: (pattern,)})
 
 
 def in_turn(

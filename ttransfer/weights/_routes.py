@@ -90,10 +90,21 @@ def _made(route: Route, src: Tensors, shared: dict[tuple[object, ...], Tensor]) 
         return tensors[0]
     if not tensors:
         return route.make()
-    key = (*map(id, tensors), route.how)
+    key = (*map(_identity, tensors), route.how)
     if key not in shared:
         shared[key] = route.make(*tensors)
     return shared[key]
+
+
+def _identity(x: Tensor) -> object:
+    """What tells whether two are one tensor: a module's state dict has a tensor of its own for each name."""
+    if torch.compiler.is_compiling():
+        return id(x)
+    try:
+        place = x.data_ptr()
+    except RuntimeError:  # inside a transform, or on no memory
+        return id(x)
+    return (place, x.dtype, x.shape, x.stride()) if place else id(x)
 
 
 def planned(routes: Routes, src: Tensors, like: Tensors) -> Plan:
