@@ -47,7 +47,7 @@ def test_a_plan_says_what_its_map_does(case: tts.MapCase) -> None:
     firsts = {x.flatten()[0].item(): name for name, x in case.src.items()}
     came = {name: firsts[first] for name, x in new.items() if (first := x.flatten()[0].item()) > 0}
     assert came == copied
-    assert list(plan.unused) == list(name for name in case.src if name not in came.values())
+    assert list(plan.unused) == [name for name in case.src if name not in came.values()]
     assert case.map.plan(meta(case.src), meta(case.like)) == plan
 
 
