@@ -168,12 +168,12 @@ WAYS: dict[str, Way] = {
 }
 # What `choose` found.
 CHOSEN = {
-    "from random": 1e-3,
-    "full": 1e-3,
-    "linear probe": 1e-2,
-    "L2-SP": 1e-3,
-    "LP-FT": 1e-3,
-    "layer-wise decay": 3e-3,
+    "from random": 1e-2,
+    "full": 3e-3,
+    "linear probe": 3e-2,
+    "L2-SP": 3e-3,
+    "LP-FT": 3e-3,
+    "layer-wise decay": 1e-2,
     "gradual": 3e-3,
 }
 
