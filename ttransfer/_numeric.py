@@ -41,8 +41,8 @@ def log_other(logits: Tensor, labels: Tensor) -> Tensor:
 
 def root(x: Tensor) -> Tensor:
     """Square root of what is not negative; its slope at 0 is 0, where the root's own is infinite."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
+    zero = x <= 0  # what is not a number stays none
+    return torch.where(zero, 0, torch.where(zero, 1, x).sqrt())
 
 
 def unit(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
@@ -52,6 +52,15 @@ def unit(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
     largest = x.detach().abs().amax(dim, keepdim=True)
     x = x / torch.where(largest > 0, largest, torch.inf)
     return x * x.square().sum(dim, keepdim=True).clamp_min(0.5).rsqrt()
+
+
+def finite(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix that decompositions take, zeros if it is not finite, and what to add to their result: 0, or NaN.
+
+    They raise for what is not finite, and one member of an ensemble must not end the others.
+    """
+    sound = x.detach().isfinite().all()
+    return torch.where(sound, x, 0), torch.where(sound, x.new_zeros(()), x.new_full((), torch.nan))
 
 
 def gram(x: Tensor) -> Tensor:
@@ -69,8 +78,8 @@ def distances(x: Tensor) -> Tensor:
     squared = squares[:, None] + squares - 2 * flat @ flat.mT
     # What is left of rows that coincide is rounding.
     rounding = 8 * torch.finfo(x.dtype).eps * (squares[:, None] + squares).detach()
-    apart = (squared.detach() > rounding) & ~torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
-    return root(torch.where(apart, squared, 0))
+    same = (squared.detach() <= rounding) | torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
+    return root(torch.where(same, 0, squared))
 
 
 def picked(x: Tensor, labels: Tensor) -> Tensor:

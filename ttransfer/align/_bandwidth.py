@@ -59,5 +59,5 @@ def median_bandwidth(source: Tensor, target: Tensor) -> Tensor:
     pairs = torch.where(itself, -1, squared).flatten().sort().values[n:]
     median = pairs[(n * (n - 1) // 2 - 1) // 2 * 2]
     rounding = 8 * torch.finfo(rows.dtype).eps * (rows - rows.mean(0)).square().sum(1).amax()
-    width = torch.where(median > rounding, median, mean_square(rows)).sqrt()
+    width = torch.where(median <= rounding, mean_square(rows), median).sqrt()
     return width.to(torch.promote_types(source.dtype, target.dtype))

@@ -21,8 +21,8 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
     """Distances: (n, d), (m, d) -> (n, m). Rows that coincide have distance 0 and a slope of 0."""
     squared, sizes = _expanded(x, y)
     # What is left of rows that coincide is rounding.
-    apart = squared.detach() > 8 * torch.finfo(x.dtype).eps * sizes.detach()
-    return root(torch.where(apart, squared, 0))
+    same = squared.detach() <= 8 * torch.finfo(x.dtype).eps * sizes.detach()
+    return root(torch.where(same, 0, squared))
 
 
 def _expanded(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

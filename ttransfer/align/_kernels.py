@@ -38,7 +38,7 @@ def mean_square(rows: Tensor) -> Tensor:
     variance = 2 * (rows - rows.mean(0)).square().sum() / max(rows.shape[0] - 1, 1)
     # Rows that coincide up to rounding have no scale; 1 keeps the kernel at 1 and its gradient finite.
     rounding = (8 * torch.finfo(rows.dtype).eps) ** 2 * rows.square().sum(1).mean()
-    return torch.where(variance > rounding, variance, 1.0)
+    return torch.where(variance <= rounding, 1.0, variance)
 
 
 def kernel(squared: Tensor, variance: Tensor | float, scales: Sequence[float]) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ttransfer._numeric import finite
+
 __all__ = ["nuclear_norm", "singular"]
 
 
@@ -15,8 +17,9 @@ def nuclear_norm(x: Tensor, size: float = 0.0) -> Tensor:
         x: a matrix.
         size: of what x is a difference, if rounding is to be measured by that.
     """
+    x, rest = finite(x)
     values = torch.linalg.svdvals(x)
-    return torch.where(_sizable(values, x, size), values, 0).sum()
+    return torch.where(_sizable(values, x, size), values, 0).sum() + rest
 
 
 def singular(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,7 +28,7 @@ def singular(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Vectors of a value that is 0 but for rounding are zeros: they are not determined. Derivatives are of first order
     only; by vectors of values that repeat, which turn freely among themselves, none passes.
     """
-    u, values, v = torch.linalg.svd(x.detach(), full_matrices=False)
+    u, values, v = torch.linalg.svd(finite(x.detach())[0], full_matrices=False)
     v = v.mT
     there = _sizable(values, x)
     u, v = torch.where(there, u, 0), torch.where(there, v, 0)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
-from ttransfer._numeric import wide
+from ttransfer._numeric import finite, wide
 from ttransfer.align._check import items, rows_of, want_logits
 from ttransfer.align._singular import nuclear_norm
 
@@ -52,7 +52,8 @@ def bsp(features: Tensor, *, k: int = 1) -> Tensor:
     x = rows_of("bsp", features)
     if k < 1:
         raise TransferError(f"bsp: wanted k of at least 1, got {k!r}")
-    return torch.linalg.svdvals(x)[:k].square().sum().to(features.dtype)
+    x, rest = finite(x)
+    return (torch.linalg.svdvals(x)[:k].square().sum() + rest).to(features.dtype)
 
 
 @claims(coupled=True, row_symmetric=True, class_symmetric=True, shift_invariant=True)

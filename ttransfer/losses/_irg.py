@@ -125,7 +125,7 @@ def _squared(x: Tensor) -> Tensor:
     sums = squares[:, None] + squares
     apart = sums - 2 * products
     # What is left of rows that coincide is rounding, which the largest distance must not be.
-    return torch.where(apart > 8 * torch.finfo(x.dtype).eps * sums, apart, 0)
+    return torch.where(apart <= 8 * torch.finfo(x.dtype).eps * sums, 0, apart)
 
 
 def _moved(first: Tensor, second: Tensor) -> Tensor:
@@ -142,4 +142,4 @@ def _moved(first: Tensor, second: Tensor) -> Tensor:
 
 def _relative(x: Tensor) -> Tensor:
     largest = x.max()
-    return x / torch.where(largest > 0, largest, 1)
+    return x / torch.where(largest <= 0, 1, largest)

@@ -158,7 +158,7 @@ def _relative(lengths: Tensor) -> Tensor:
     """Distances by their mean over pairs of two examples."""
     n = lengths.shape[0]
     mean = lengths.sum() / max(n * (n - 1), 1)
-    return lengths / torch.where(mean > 0, mean, 1)
+    return lengths / torch.where(mean <= 0, 1, mean)
 
 
 def _lengths(x: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def _cosines(lengths: Tensor) -> Tensor:
     """The cosines of the angles at i between j and k, (n, n, n), by the law of cosines: no array of n² · d."""
     squares = lengths.square()
     # Rows that are apart by rounding alone have no direction.
-    apart = lengths > 8 * torch.finfo(lengths.dtype).eps * lengths.detach().amax()
-    inverse = torch.where(apart, 1 / torch.where(apart, lengths, 1), 0)
+    same = lengths <= 8 * torch.finfo(lengths.dtype).eps * lengths.detach().amax()
+    inverse = torch.where(same, 0, 1 / torch.where(same, 1, lengths))
     between = (squares[:, :, None] + squares[:, None, :] - squares) / 2
     return between * inverse[:, :, None] * inverse[:, None, :]

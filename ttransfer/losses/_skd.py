@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
-from ttransfer._numeric import divergence, root, unit, wide
+from ttransfer._numeric import divergence, finite, root, unit, wide
 from ttransfer.losses._check import want_logits, want_variant
 
 Variant = Literal["paper", "code"]
@@ -128,7 +128,7 @@ def skd_direction(
     gap = gap / classes if variant == "code" else gap
     centred = gap - gap.mean(0)
     eye = torch.eye(n, dtype=gap.dtype, device=gap.device)
-    covariance = centred.mT @ centred / max(n - 1, 1) + tikhonov * eye
+    covariance = finite(centred.mT @ centred / max(n - 1, 1))[0] + tikhonov * eye
     # With Σ = LLᵀ the form is |L⁻¹D|²: no inverse, and never negative.
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), gap, upper=False)
     value = root(whitened.square().sum(0)).mean()
