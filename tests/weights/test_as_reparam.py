@@ -117,3 +117,30 @@ def test_mistakes_are_named() -> None:
         gone.apply(dict(linear(0).state_dict()), {})
     with pytest.raises(TransferError, match=r"sweep: no hyper-parameter 'net.alpa'; did you mean 'net.alpha'"):
         tt.sweep(step_of(merged(alpha=0.5)), {"net.alpa": [1.0]}).init(BATCH)
+
+
+def test_running_statistics_go_through_the_map() -> None:
+    def normed(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+        for _ in range(3):
+            net(3 * torch.randn(16, 4) + seed)
+        return net.eval()
+
+    first, second = normed(1), normed(2)
+    pool = tt.weights.pool(base=first.state_dict(), tuned=second.state_dict())
+    net = tt.reparam(tt.functional(normed(0)), tt.as_reparam(tt.weights.wise_ft, pool, alpha=0.5))
+    step = tt.step(
+        {"net": net, "other": tt.functional(linear(3))},
+        tt.optim.sgd(0.1),
+        trainable=("other",),
+        fit=tt.term(F.mse_loss, "net(data)", "data.y", weight=0.0),
+        rest=tt.term(F.mse_loss, "other(data)", "data.y"),
+    )
+    many = tt.sweep(step, {"net.alpha": [0.0, 0.5, 1.0]})
+    state, logs = many(many.init(BATCH), BATCH)
+    torch.testing.assert_close(tt.predict(many, state, "net")(X)[0], first(X).detach())
+    torch.testing.assert_close(tt.predict(many, state, "net")(X)[2], second(X).detach())
+    assert logs["fit"][2].item() == pytest.approx(F.mse_loss(second(X), BATCH["data"]["y"]).item())
+    half = tt.state_dict(step, tt.member(state, 1), "net")
+    torch.testing.assert_close(half["1.running_mean"], (first[1].running_mean + second[1].running_mean) / 2)  # type: ignore[index, operator]

@@ -173,3 +173,9 @@ def test_refusals() -> None:
     for nothing in ([], [torch.ones(0, 4)]):
         with pytest.raises(TransferError, match="fisher_diagonal: the batches have no rows"):
             fisher_diagonal(lambda p, x: x, {"w": torch.ones(1)}, nothing)
+
+
+def test_fishers_of_nobody_are_refused() -> None:
+    both = pool(a={"w": torch.ones(2)}, b={"w": torch.ones(2)})
+    with pytest.raises(TransferError, match="fisher: the Fishers of 'x' belong to no checkpoint"):
+        fisher(pool(x={"w": torch.ones(2)}, y={"w": torch.ones(2)})).apply(both, {})

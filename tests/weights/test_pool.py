@@ -50,5 +50,7 @@ def test_mistakes_are_named() -> None:
         pool({"a": A}, a=A)
     with pytest.raises(TransferError, match="pool: 'a/b' cannot name a checkpoint"):
         pool({"a/b": A})
+    with pytest.raises(TransferError, match="pool: 'b' has no tensors"):
+        pool(a=A, b={})
     with pytest.raises(TransferError, match="pool: no checkpoints"):
         pool()

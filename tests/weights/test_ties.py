@@ -137,3 +137,9 @@ def test_refusals() -> None:
         ties(thresholds={"w": 1.0}).apply(SRC, {})
     with pytest.raises(TransferError, match="ties_thresholds: there is no tensor of real numbers"):
         ties_thresholds(pool(base={"n": torch.tensor(1)}, a={"n": torch.tensor(1)}))
+
+
+def test_what_is_no_number_stays_none() -> None:
+    zeros, nan = torch.zeros(4), float("nan")
+    both = pool(base={"w": zeros}, a={"w": torch.arange(4.0)}, b={"w": torch.tensor([nan, 1.0, 5.0, 6.0])})
+    assert ties(0.5).apply(both, {})["w"].isnan().tolist() == [True, False, False, False]

@@ -66,3 +66,44 @@ def test_a_map_that_does_not_keep_its_word_is_refused() -> None:
     liar = WeightMap(lambda src, like: {}, match().plan)
     with pytest.raises(TransferError, match=r"'0.weight' .* gets nothing, though the plan says that it fits"):
         transfer(make().state_dict(), make(), liar)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.h = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.h.weight = self.e.weight
+
+
+def test_a_tie_is_filled_by_its_one_source() -> None:
+    net = Tied()
+    plan = transfer({"e.weight": torch.ones(3, 3)}, net)
+    assert plan.made["h.weight"] == Made(("e.weight",), "", "tied to 'e.weight'")
+    assert net.h.weight is net.e.weight
+    assert net.h.weight.sum().item() == 9
+    both = torch.zeros(3, 3)
+    transfer({"e.weight": both, "h.weight": both.clone()}, net)
+    assert net.h.weight.sum().item() == 0
+
+
+def test_two_values_of_one_tensor_are_refused() -> None:
+    net = Tied()
+    before = net.e.weight.clone()
+    with pytest.raises(
+        TransferError, match=r"'e.weight' and 'h.weight' are one tensor of the module, and would get two"
+    ):
+        transfer({"e.weight": torch.zeros(3, 3), "h.weight": torch.ones(3, 3)}, net)
+    assert torch.equal(net.e.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("src", "says"),
+    [
+        (make(), "got Sequential; its weights are its state_dict"),
+        ("net.pt", "got str; tt.weights.load reads a file"),
+        ({"0.weight": {"nested": torch.ones(1)}}, "got dict under '0.weight'"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(src: object, says: str) -> None:
+    with pytest.raises(TransferError, match=f"transfer: wanted a checkpoint, name -> tensor, {says}"):
+        transfer(src, make())  # type: ignore[arg-type]

@@ -166,7 +166,8 @@ def reparam(net: Functional, map: Reparam) -> Functional:
     """Compute a net's parameters from a base and a delta inside the step (LoRA, masks, fake quantisation).
 
     The result has the base's parameters and the delta's under one roof; unless the map says otherwise,
-    only the delta trains when the net is named as trainable.
+    only the delta trains when the net is named as trainable. Buffers that the map makes too, as one of whole
+    checkpoints does, are what the net reads in eval mode.
 
     Args:
         net: the base.
@@ -190,19 +191,29 @@ def reparam(net: Functional, map: Reparam) -> Functional:
         params, buffers = net.init(generator)
         return {**params, **_delta(map, generator, params)}, buffers
 
-    def mapped(params: Params) -> Params:
+    def mapped(params: Params) -> tuple[Params, Params]:
         base = {name: params[name] for name in base_names}
         delta = {name: value for name, value in params.items() if name not in base}
-        return map.apply(base, delta)
+        made = map.apply(base, delta)
+        own = {name: made[name].to(like.dtype) for name, like in net.layout.buffers.items() if name in made}
+        return {name: made[name] for name in base_names}, own
 
     def merged(params: Params) -> Params:
-        return net.merged(mapped(params))
+        made, own = mapped(params)
+        return {**net.merged(made), **own}
 
-    def bind(*args: Any, **kwargs: Any) -> Callable[..., Out]:
-        inner = net.bind(*args, **kwargs)
+    def bind(
+        taps: Sequence[Any] = (), training: bool = net.mode == "train", batch_statistics: bool = True, **more: Any
+    ) -> Callable[..., Out]:
+        inner = net.bind(taps, training, batch_statistics, **more)
 
         def apply(params: Params, buffers: Params, *inputs: Any, keys: Tensor | None = None) -> Out:
-            return inner(mapped(params), buffers, *inputs, keys=keys)
+            made, own = mapped(params)
+            if training and batch_statistics:
+                return inner(made, buffers, *inputs, keys=keys)
+            # Where running statistics are read they are the map's, if it makes any; nobody writes them there.
+            out = inner(made, {**buffers, **own}, *inputs, keys=keys)
+            return Out(out.value, out.taps, {**out.buffers, **{name: buffers[name] for name in own}})
 
         return apply
 

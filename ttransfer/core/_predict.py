@@ -156,7 +156,7 @@ def _merged(step: Step, state: State, path: str) -> dict[str, Tensor]:
     params, buffers = weights_of(state, read.net, read.domain)
     _check(functional, read.net, params, state, 0)
     with torch.no_grad():
-        return {**functional.merged(params), **buffers}
+        return {**buffers, **functional.merged(params)}
 
 
 def write_back(state: State, module: nn.Module, *, net: str | None = None, step: Step | None = None) -> None:

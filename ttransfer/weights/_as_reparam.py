@@ -23,11 +23,13 @@ def as_reparam(map: WeightMap | Callable[..., WeightMap], src: Tensors, **number
     ``tt.sweep(step, {"net.alpha": [...]})`` and `tt.set_hyper` set the scalars. The checkpoints are held by the map
     itself, not by the state: they are there once however many members an ensemble has.
 
+    Running statistics in the checkpoints go through the map as weights do, and the net reads them in eval mode:
+    drop them (`tt.weights.drop`) for a net that is to gather its own.
+
     Args:
         map: a `WeightMap`, or a function that makes one from `numbers`, such as `tt.weights.wise_ft` or
             `tt.weights.average`.
-        src: the map's source; a pool for one that merges. Buffers in it are for whom the map gives them to; a net
-            takes its parameters only.
+        src: the map's source; a pool for one that merges.
         **numbers: keyword of `map` -> where it starts: a number, a sequence of numbers or a tensor; kept in float32
             unless it is a tensor of another dtype.
 
@@ -69,7 +71,7 @@ def as_reparam(map: WeightMap | Callable[..., WeightMap], src: Tensors, **number
             raise TransferError(
                 f"as_reparam: the map gives {len(left)} of {len(base)} parameters nothing, the first {left[0]!r}"
             )
-        return {name: new[name].to(base[name].dtype) for name in base}
+        return {**new, **{name: new[name].to(base[name].dtype) for name in base}}
 
     return Reparam(init, apply)
 

@@ -73,6 +73,12 @@ def fisher(fishers: Tensors, *, weights: Numbers | None = None, floor: float = 1
                     return _weighed(x, weights, who.names, [f.clamp(min=floor) for f in sure])
 
                 made[name] = Route(sources, make, f"mean of {len(sources)} by Fisher information")
+        known = {name.partition(MARK)[0] for name in src}
+        for member in dict.fromkeys(name.partition(MARK)[0] for name in fishers):
+            if member not in known:
+                raise TransferError(
+                    f"fisher: the Fishers of {member!r} belong to no checkpoint{nearest(member, known)}"
+                )
         those = [name for name in fishers if name.partition(MARK)[0] in who.names]
         if left := [name for name in those if name not in weighed]:
             raise TransferError(f"fisher: the Fisher {left[0]!r} belongs to no tensor{nearest(left[0], src)}")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ttransfer._errors import TransferError, nearest
+from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import Made, Plan, WeightMap
 from ttransfer.core._types import Params
 from ttransfer.weights._routes import Tensors, on_meta
 
-__all__ = ["MARK", "members", "pool", "within"]
+__all__ = ["MARK", "members", "pool", "want_checkpoint", "within"]
 
 MARK = "/"
 
@@ -40,9 +40,26 @@ def pool(checkpoints: Mapping[str, Tensors] | None = None, **more: Tensors) -> P
     if not every:
         raise TransferError("pool: no checkpoints; give some by name, pool(base=..., tuned=...)")
     for name in every:
+        want_checkpoint(f"pool: {name!r}", every[name])
+        if not every[name]:
+            raise TransferError(f"pool: {name!r} has no tensors")
         if MARK in name or not name:
             raise TransferError(f"pool: {name!r} cannot name a checkpoint: the name stands before a '{MARK}'")
     return {f"{name}{MARK}{key}": x for name, tensors in every.items() for key, x in tensors.items()}
+
+
+def want_checkpoint(whose: str, src: object) -> None:
+    """Refuse what is no flat dict of tensors.
+
+    Raises:
+        TransferError: with what makes one of it.
+    """
+    if not isinstance(src, Mapping):
+        cure = "; its weights are its state_dict()" if hasattr(src, "state_dict") else "; tt.weights.load reads a file"
+        raise TransferError(f"{whose}: wanted a checkpoint, name -> tensor, got {shown(src)}{cure}")
+    for name, x in src.items():
+        if not isinstance(x, Tensor):
+            raise TransferError(f"{whose}: wanted a checkpoint, name -> tensor, got {shown(x)} under {name!r}")
 
 
 def members(whose: str, src: Tensors) -> dict[str, Params]:

@@ -77,7 +77,9 @@ def ties(
             sign = trimmed.sum(0).sign()
             agree = (trimmed.sign() == sign) & (sign != 0)
             total = torch.where(agree, trimmed, torch.zeros_like(trimmed)).sum(0)
-            return start + single(scale, start) * total / agree.sum(0).clamp(min=1)
+            mean = total / agree.sum(0).clamp(min=1)
+            mean = torch.where(change.isnan().any(0), torch.nan, mean)  # which no comparison keeps
+            return start + single(scale, start) * mean
 
         trim = f"{density:g} of each kept" if thresholds is None else "trimmed to thresholds"
         return merged(src, who, f"{base} and {len(who.names)} task vectors, {trim}, signs elected", make)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import Plan, WeightMap
 from ttransfer.weights._match import match
+from ttransfer.weights._pool import want_checkpoint
 from ttransfer.weights._routes import Tensors
 from ttransfer.weights._strict import refuse
 
@@ -30,7 +34,7 @@ def transfer(src: Tensors, module: nn.Module, map: WeightMap | None = None) -> P
 
     Raises:
         TransferError: for a target that gets nothing or not what fits, for a source tensor that goes nowhere without
-            a reason, and for what the map raises. The module is then as it was.
+            a reason, for two values of one tied tensor, and for what the map raises. The module is then as it was.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -39,11 +43,22 @@ def transfer(src: Tensors, module: nn.Module, map: WeightMap | None = None) -> P
         >>> torch.equal(net.weight, trained.weight)
         True
     """
+    want_checkpoint("transfer", src)
     chosen = match() if map is None else map
-    like = module.state_dict()
+    own = module.state_dict(keep_vars=True)
+    like = {name: x.detach() for name, x in own.items() if isinstance(x, Tensor)}
+    ties = _ties(own)
     plan = chosen.plan(src, like)
-    refuse("transfer", plan, src, like)
-    new = chosen.apply(src, like)
+    # A file may hold tied weights once: what one name gets, the other has.
+    spared = {n: t for n in plan.missing for t in ties.get(n, ()) if t in plan.made}
+    asked = {name: x for name, x in like.items() if name not in spared}
+    plan = chosen.plan(src, asked) if spared else plan
+    refuse("transfer", plan, src, asked)
+    new = chosen.apply(src, asked)
+    new.update({name: new[twin] for name, twin in spared.items()})
+    made = {name: plan.made[twin]._replace(why=f"tied to {twin!r}") for name, twin in spared.items()}
+    plan = plan._replace(made={**plan.made, **made})
+    _agree(ties, new)
     for name, x in like.items():
         if name not in new or new[name].shape != x.shape:
             got = "nothing" if name not in new else f"{tuple(new[name].shape)}"
@@ -53,3 +68,21 @@ def transfer(src: Tensors, module: nn.Module, map: WeightMap | None = None) -> P
     with torch.no_grad():
         module.load_state_dict(new, assign=any(x.is_meta for x in like.values()))
     return plan
+
+
+def _ties(own: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Name -> the other names of the same tensor."""
+    names: dict[int, list[str]] = {}
+    for name, x in own.items():
+        names.setdefault(id(x), []).append(name)
+    return {name: tuple(n for n in same if n != name) for same in names.values() if len(same) > 1 for name in same}
+
+
+def _agree(ties: Mapping[str, tuple[str, ...]], new: Tensors) -> None:
+    """Refuse two values for one tensor."""
+    for name, twins in ties.items():
+        for twin in twins:
+            if name in new and twin in new and new[name] is not new[twin] and not torch.equal(new[name], new[twin]):
+                raise TransferError(
+                    f"transfer: {name!r} and {twin!r} are one tensor of the module, and would get two different ones"
+                )
