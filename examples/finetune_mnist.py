@@ -282,7 +282,7 @@ def main() -> None:
     for way in ways:
         print(f"{way}: {given.steps} updates, {len(given.seeds)} seeds", flush=True)
         runs[way] = [
-            train(way, weights, CHOSEN[way], data, data.test, seed, given.steps, max(given.steps // 10, 1))
+            train(way, weights, CHOSEN[way], data, data.test, seed, given.steps, max(given.steps // 10, 5))
             for seed in given.seeds
         ]
     given.output.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         functional,
         grid,
         member,
+        normal,
         parse_path,
         predict,
         read,
@@ -63,8 +64,8 @@ if TYPE_CHECKING:
 _PACKAGES = {
     "ttransfer.core": (
         "Adapter Batch Functional Logs Made Optimizer Out Params Pipe Plan Read Reparam Schedule Spec State Step "
-        "Term WeightMap alternate carry citation describe detach ema ensemble fixed functional grid member parse_path "
-        "predict read reparam replace reverse set_hyper shared state_dict step sweep term uniform write_back"
+        "Term WeightMap alternate carry citation describe detach ema ensemble fixed functional grid member normal "
+        "parse_path predict read reparam replace reverse set_hyper shared state_dict step sweep term uniform write_back"
     ),
     "ttransfer.run": "Fitted checkpoints compile domains fit latest load loader save",
     "ttransfer.dist": "shard",

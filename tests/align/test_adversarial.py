@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
 
+import ttransfer as tt
 from ttransfer._claims import claims_of
 from ttransfer._errors import TransferError
 from ttransfer.align import domain_adversarial, gradient_reversal
@@ -99,3 +101,14 @@ def test_reversal_maps_over_rows_and_scales() -> None:
     for fn in (vmap(slope), torch.compile(vmap(slope), backend="aot_eager", fullgraph=True)):
         assert fn(x, scales).tolist() == [-3.5, -21.0]
     assert vmap(gradient_reversal)(x, scales).dtype == torch.float32
+
+
+def test_games_with_parameters_are_found_among_the_terms() -> None:
+    align: Any = tt.align
+    for name in vars(align)["_TERMS"]:
+        assert hasattr(tt.terms, name)
+        assert not hasattr(align, name)
+    with pytest.raises(AttributeError, match=r"no attribute 'dann'; it is a ready term: tt\.terms\.dann"):
+        _ = align.dann
+    with pytest.raises(AttributeError, match="no attribute 'corall'; did you mean 'coral'"):
+        _ = align.corall

@@ -68,7 +68,7 @@ def peak(rows: int, chunk: int | None) -> int:
 def test_memory_grows_with_the_rows() -> None:
     assert peak(800, None) / peak(400, None) > 3.9
     assert peak(800, 20) / peak(400, 20) < 2.1
-    assert peak(800, 20) < peak(800, None) / 20
+    assert peak(800, 20) < peak(800, None) / 15
 
 
 def test_many_rows_in_float32() -> None:
@@ -80,5 +80,5 @@ def test_many_rows_in_float32() -> None:
 
 
 def test_no_rows_at_a_time_are_refused() -> None:
-    with pytest.raises(TransferError, match="mmd: wanted a chunk of at least 1 row, got 0"):
+    with pytest.raises(TransferError, match="mmd: wanted a whole number of at least 1 for chunk, got 0"):
         mmd(torch.zeros(4, 3), torch.zeros(4, 3), chunk=0)

@@ -70,4 +70,4 @@ def test_what_is_refused() -> None:
     s, t, y, z = EXAMPLE.values()
     refused(lambda: cst(s, t[:, :2], y, z), "cst: wanted features of one width d")
     refused(lambda: cst(s, t, y, z[:2]), "cst: wanted the same rows")
-    refused(lambda: cst(s, t, y[:2], z), "cst: wanted whole labels of the source's 4 rows")
+    refused(lambda: cst(s, t, y[:2], z), "cst: wanted labels (n,) of whole numbers, one for each row")

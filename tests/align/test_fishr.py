@@ -101,3 +101,11 @@ def test_what_is_refused() -> None:
     refused(lambda: fishr(f[:1], z[:1], y[:1]), "fishr: wanted at least 2 rows in each domain")
     refused(lambda: fishr([f, f[:, :2]], [z, z], [y, y]), "fishr: wanted features and logits of one width")
     refused(lambda: fishr(f, z, y, variant="mine"), "got 'mine'")
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_rows_without_a_label_are_left_out(variant: str) -> None:
+    f, z, y = torch.randn(5, 2).double(), torch.randn(5, 3).double(), torch.tensor([0, 2, -100, 1, -100])
+    kept = y != -100
+    wanted = head_variances(f[kept], z[kept], y[kept], variant=variant)
+    torch.testing.assert_close(head_variances(f, z, y, variant=variant), wanted, rtol=1e-12, atol=0)

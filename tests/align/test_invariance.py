@@ -100,6 +100,19 @@ def test_confident_logits_with_an_offset() -> None:
     torch.testing.assert_close(irm(z, y), irm((z - 1000).double(), y).float(), rtol=1e-5, atol=0)
 
 
+def test_rows_without_a_label_are_left_out() -> None:
+    z, y = torch.randn(5, 3).double(), torch.tensor([0, 2, -100, 1, -100])
+    kept = y != -100
+    torch.testing.assert_close(irm(z, y), irm(z[kept], y[kept]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(vrex([z, z], [y, y % 3]), slow_vrex([z[kept], z], [y[kept], y % 3]), rtol=1e-9, atol=0)
+    # Halves are by the rows' numbers: of 0, 2, 4 the first is left, of 1, 3 both.
+    halves = slope(z[:1], y[:1]) * slope(z[1::2], y[1::2])
+    torch.testing.assert_close(irm_unbiased(z, y), halves.detach(), rtol=1e-9, atol=0)
+    gradient = torch.func.grad(irm)(z, y)
+    assert gradient.isfinite().all()
+    assert gradient[~kept].count_nonzero() == 0
+
+
 def test_what_is_refused() -> None:
     z, y = torch.zeros(3, 2), torch.tensor([0, 1, 1])
     refused(lambda: irm([z, z], [y]), "irm: wanted logits and labels of the same domains", "2 of logits and 1")

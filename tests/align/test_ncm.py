@@ -67,5 +67,7 @@ def test_modes_and_few_bits() -> None:
 def test_what_is_refused() -> None:
     x, support = rows(0, 5), rows(1, 6)
     refused(lambda: nearest_class_mean(x, support[:, :2], LABELS, classes=3), "wanted features of one width d")
-    refused(lambda: nearest_class_mean(x, support, LABELS[:2], classes=3), "whole labels of the support's 6 rows")
+    refused(
+        lambda: nearest_class_mean(x, support, LABELS[:2], classes=3), "labels (n,) of whole numbers, one for each row"
+    )
     refused(lambda: normalize_features(x, x[0, :2]), "normalize_features: wanted features (n, d) and a centre (d,)")

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 import ttransfer as tt
+from tests.support.trials import all_trials
+from ttransfer.testing import Trial
+from ttransfer.testing._subject import drawn, for_all
 
 A, L = tt.align, tt.losses
 G = torch.Generator().manual_seed(0)
@@ -70,3 +73,52 @@ def test_one_member_does_not_end_the_others(name: str) -> None:
     assert values.isfinite().tolist() == [True, False, False]
     slopes = vmap(grad(CASES[name]))(both)
     torch.testing.assert_close(slopes[0], grad(CASES[name])(X), rtol=1e-4, atol=1e-5)
+
+
+TRIALS = {trial.name: trial for trial in all_trials() if trial.subject.trained()}
+
+
+@pytest.mark.parametrize("trial", TRIALS.values(), ids=list(TRIALS))
+def test_one_entry_that_is_no_number_shows_in_the_value(trial: Trial) -> None:
+    """On the inputs of each loss's own trial: in the first tensor that gets a gradient."""
+    subject = trial.subject
+    found: list[Any] = []
+    for_all(drawn(subject, "generic"), found.append, examples=3)
+    first = subject.trained()[0]
+    inputs = [x.clone() if isinstance(x, Tensor) else x for x in found[-1]]
+    assert subject.call(tuple(inputs)).isfinite()
+    inputs[first].view(-1)[0] = math.nan
+    assert subject.call(tuple(inputs)).isnan()
+
+
+PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "median_bandwidth": lambda x: A.median_bandwidth(x, Y),
+    "normalize_features": A.normalize_features,
+    "nearest_class_mean": lambda x: A.nearest_class_mean(x, Y, LABELS[:6], classes=4),
+    "nearest_class_mean of a support": lambda x: A.nearest_class_mean(Y, x, LABELS, classes=4),
+    "class_weights": A.class_weights,
+    "importance_weights": lambda x: A.importance_weights(x[:, 1]),
+    "entropy_weights": A.entropy_weights,
+    "self_information": A.self_information,
+    "multilinear": lambda x: A.multilinear(x, X),
+    "mixup": lambda x: A.mixup(x, LABELS, ratio=0.5),
+    "map_logits": lambda x: A.map_logits(x, torch.eye(4)),
+    "map_probabilities": lambda x: A.map_probabilities(x, torch.eye(4)),
+    "fourier_swap": lambda x: A.fourier_swap(x[None], X[None]),
+    "group_weights": lambda x: A.group_weights(torch.ones(8) / 8, x[:, 1]),
+    "domain_risks": lambda x: A.domain_risks(x, LABELS),
+    "head_variances": lambda x: A.head_variances(x, X, LABELS),
+    "gradient_penalty": lambda x: A.gradient_penalty(lambda h: h.square().sum(1), x, Y, torch.full((8,), 0.5)),
+    "vat": lambda x: A.vat(torch.tanh, x, X),
+    "standardize": L.standardize,
+    "mmd, chunk": lambda x: A.mmd(x, Y, chunk=2),
+    # Not here: neighbourhood and shot_labels take the largest of cosines, the teachers of `deit_hard` and `ab`, the
+    # weak view of `fixmatch`, the classifier of `mdd` and the target's logits of `cst` that of logits: whatever these
+    # are, the answer is one of the classes. Logits of -inf are classes left out.
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_what_is_no_number_shows_in_what_is_no_scalar(name: str) -> None:
+    assert PLACES[name](X).isfinite().all()
+    assert PLACES[name](broken(math.nan)).isnan().any()

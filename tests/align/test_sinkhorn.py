@@ -94,5 +94,7 @@ def test_iterations_by_default() -> None:
 
 
 def test_no_iterations_are_refused() -> None:
-    with pytest.raises(TransferError, match="sinkhorn_divergence: wanted at least one iteration, got 0"):
+    with pytest.raises(
+        TransferError, match="sinkhorn_divergence: wanted a whole number of at least 1 for iterations, got 0"
+    ):
         sinkhorn_divergence(torch.zeros(2, 2), torch.zeros(2, 2), iterations=0)

@@ -65,7 +65,7 @@ def test_repeated_and_vanishing_values() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(TransferError, match="bsp: wanted k of at least 1, got 0"):
+    with pytest.raises(TransferError, match="bsp: wanted a whole number of at least 1 for k, got 0"):
         bsp(torch.zeros(2, 2), k=0)
     with pytest.raises(TransferError, match=r"bnm: wanted logits \(n, classes\)"):
         bnm(torch.zeros(2, 3, 4))

@@ -143,5 +143,10 @@ def test_attention_by_the_kernel_of_formulas() -> None:
 def test_what_is_refused() -> None:
     x = torch.zeros(3, 2)
     refused(lambda: vat(lambda x: x, x, torch.zeros(3, 4)), "vat: wanted floating inputs", "direction")
-    refused(lambda: vat(lambda x: x, x, x, iterations=0), "vat: wanted at least 1 iteration, got 0")
+    norm = torch.nn.BatchNorm1d(x.shape[1], dtype=x.dtype)
+    refused(lambda: vat(norm, x, x), "vat: the net writes into tensors of its own", "eval mode", "tt.functional")
+    assert vat(norm.eval(), x, x).isfinite()
+    refused(
+        lambda: vat(lambda x: x, x, x, iterations=0), "vat: wanted a whole number of at least 1 for iterations, got 0"
+    )
     refused(lambda: vat(lambda x: x[:, 0], x, x), "vat: wanted logits")

@@ -100,3 +100,6 @@ def test_what_they_refuse() -> None:
         gradient_penalty(critic, x, torch.zeros(4, 3), torch.zeros(4))
     with pytest.raises(TransferError, match="wdgrl: wanted one logit per item"):
         wdgrl(x, x)
+    pair: Any = lambda h: h[:, :2]  # noqa: E731
+    with pytest.raises(TransferError, match=r"gradient_penalty: wanted a critic of one value per row.* got \(12, 2\)"):
+        gradient_penalty(pair, x, x, torch.zeros(4))

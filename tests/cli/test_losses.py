@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 import ttransfer as tt
 from tests.support.losses_table import PAGE, with_table
-from ttransfer._claims import claims_of
 from ttransfer.cli import main
-from ttransfer.cli._losses import entries
+from ttransfer.cli._losses import HELPER, PAPERS, entries
 
 Out = pytest.CaptureFixture[str]
 
@@ -16,9 +17,25 @@ Out = pytest.CaptureFixture[str]
 def test_all_are_listed(capsys: Out) -> None:
     assert main(["losses"]) == 0
     text = capsys.readouterr().out
-    for place, module in (("losses", tt.losses), ("terms", tt.terms)):
-        own = [name for name in module.__all__ if place == "terms" or claims_of(getattr(module, name)).own]
+    for place, module in (("losses", tt.losses), ("align", tt.align), ("terms", tt.terms)):
+        own = [name for name in module.__all__ if inspect.isfunction(getattr(module, name))]
         assert [name for name in own if f"{place}.{name}" not in text] == []
+
+
+def test_what_is_no_loss_is_a_helper() -> None:
+    found = {entry.name: entry.rows for entry in entries()}
+    assert {found[f"align.{name}"] for name in ("shot_labels", "multilinear", "mixup", "class_weights")} == {HELPER}
+    assert found["align.mmd"] == "couples rows"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_names_of_papers_find_what_they_are_here(paper: str, capsys: Out) -> None:
+    names = [entry.name for entry in entries()]
+    assert [name for name in names if name.split(".")[1] == paper] == []
+    assert main(["losses", paper.replace("_", "-").upper()]) == 0
+    text = capsys.readouterr().out
+    for meant in PAPERS[paper]:
+        assert any(name.endswith(f".{meant}") and f"tt.{name}(" in text for name in names)
 
 
 @pytest.mark.parametrize("name", ["kd", "losses.kd", "tt.losses.kd", "KD"])
@@ -52,8 +69,9 @@ def test_a_name_that_is_none(capsys: Out) -> None:
 
 
 def test_each_says_where_it_is_from_and_what_it_is_checked_against() -> None:
-    assert [entry.name for entry in entries() if entry.name.startswith("losses.") and not entry.checked] == []
-    assert [entry.name for entry in entries() if entry.name.startswith("losses.") and not entry.papers] == []
+    losses = [entry for entry in entries() if entry.name.startswith("losses.") and entry.rows != HELPER]
+    assert [entry.name for entry in losses if not entry.checked] == []
+    assert [entry.name for entry in losses if not entry.papers] == []
 
 
 def test_the_page_holds_the_table() -> None:

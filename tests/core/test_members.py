@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -134,7 +136,10 @@ def test_a_member_that_fails_leaves_the_others_alone() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda s: tt.ensemble(s, 0), "n must be at least 1"),
+        (lambda s: tt.ensemble(s, 0), "n must be a whole number of at least 1, got 0"),
+        (lambda s: tt.ensemble(s, cast(Any, 2.5)), "n must be a whole number of at least 1, got 2.5"),
+        (lambda s: tt.sweep(s, cast(Any, {"kd.weight": ["1", "2"]})), "sweep: wanted numbers for 'kd.weight'"),
+        (lambda s: tt.sweep(s, cast(Any, {"kd.weight": "12"})), "sweep: wanted numbers for 'kd.weight', got '12'"),
         (lambda s: tt.ensemble(s, 2, batches="own"), "batches must be"),
         (lambda s: tt.sweep(s, {"kd.weight": [1.0], "optim.lr": [1.0, 2.0]}), "zipped"),
         (lambda s: tt.sweep(s, {}), "one length"),

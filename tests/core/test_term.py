@@ -429,6 +429,10 @@ BAD: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     ),
     "too few reads": (lambda: tt.term(tt.losses.kd, "a(b)"), ("1 reads", "kd", "'teacher'")),
     "too many reads": (lambda: tt.term(tt.losses.entropy, "a(b)", "a(c)"), ("2 reads", "entropy", "too many")),
+    "a number in quotes": (
+        lambda: tt.term(tt.losses.kd, "a(b)", "c(b)", temperature="4"),
+        ("term(kd): temperature must be a number or a schedule", "'4'"),
+    ),
     "weight of another kind": (lambda: tt.term(F.mse_loss, "a(b)", "c(b)", weight="big"), ("weight", "str 'big'")),
     "class weights": (
         lambda: tt.term(F.cross_entropy, "a(b)", "b.y", weight=torch.ones(3)),

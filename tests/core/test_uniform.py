@@ -1,4 +1,4 @@
-"""Numbers drawn by keys: uniform, apart by key and stream, and the same in every mode."""
+"""Numbers drawn by keys: uniform or normal, apart by key and stream, and the same in every mode."""
 
 from __future__ import annotations
 
@@ -42,7 +42,31 @@ def test_a_row_depends_on_its_key_alone() -> None:
     assert tt.uniform(KEYS).shape == (ROWS,)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normal_numbers_have_the_moments(dtype: torch.dtype) -> None:
+    x = tt.normal(KEYS, 4 * WIDTH, dtype=dtype)
+    assert x.dtype == dtype
+    assert x.isfinite().all()
+    for power, moment, error in ((1, 0, 0.01), (2, 1, 0.01), (3, 0, 0.03), (4, 3, 0.1)):
+        assert x.double().pow(power).mean().item() == pytest.approx(moment, abs=error)
+    assert torch.equal(tt.normal(KEYS[7:9], 3, 5, stream=2), tt.normal(KEYS, 3, 5, stream=2)[7:9])
+    assert not torch.equal(tt.normal(KEYS, 3), tt.normal(KEYS, 3, stream=1))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 5.42), (torch.float64, 6.34)])
+def test_normal_numbers_are_finite_at_both_ends(
+    dtype: torch.dtype, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = torch.tensor([[0, 2**32 - 1]])
+    monkeypatch.setattr("ttransfer.core._uniform.bits", lambda keys, count: ends)
+    low, high = tt.normal(KEYS[:1], 2, dtype=dtype)[0].tolist()
+    assert low == -high
+    assert high == pytest.approx(most, abs=0.01)
+
+
 def test_what_is_refused() -> None:
+    refused(lambda: tt.normal(torch.zeros(3)), "normal: wanted keys (n,) of int64", "source:keys")
+    refused(lambda: tt.normal([1, 2]), "normal: wanted keys (n,) of int64")  # pyright: ignore[reportArgumentType]
     refused(lambda: tt.uniform(torch.zeros(3)), "keys (n,) of int64", "source:keys")
     refused(lambda: tt.uniform(KEYS[:, None]), "keys (n,) of int64", "(64, 1)")
     refused(lambda: tt.uniform(KEYS, dtype=torch.bfloat16), "torch.float64, got torch.bfloat16")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from ttransfer._errors import nearest
 from ttransfer.align._adda import adda, domain_confusion
 from ttransfer.align._advent import self_information
 from ttransfer.align._adversarial import domain_adversarial, gradient_reversal
@@ -123,3 +126,14 @@ __all__ = [
     "wdgrl",
     "weighted_domain_adversarial",
 ]
+
+_TERMS = ("advent", "cdan", "cdan_e", "dann", "groupdro", "gvb", "iwan", "multilevel", "pada", "symnets")
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        """Say where a method is that has parameters or a state, and so is a ready term."""
+        where = f"; it is a ready term: tt.terms.{name}" if name in _TERMS else ""
+        where = where if where or name.startswith("_") else nearest(name, __all__)
+        raise AttributeError(f"module 'ttransfer.align' has no attribute {name!r}{where}")

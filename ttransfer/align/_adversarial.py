@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from ttransfer._claims import claims
-from ttransfer.align._check import one_logit
+from ttransfer.align._check import in_range, one_logit, want_tensors
 
 
 def gradient_reversal(x: Tensor, scale: float | Tensor) -> Tensor:
@@ -31,6 +33,8 @@ def gradient_reversal(x: Tensor, scale: float | Tensor) -> Tensor:
         Yaroslav Ganin, Evgeniya Ustinova, Hana Ajakan, Pascal Germain, Hugo Larochelle, François Laviolette,
         Mario Marchand, Victor Lempitsky. Domain-Adversarial Training of Neural Networks. 2016.
     """
+    want_tensors("gradient_reversal", x=x)
+    in_range("gradient_reversal", -math.inf, scale=scale)
     fixed = x.detach()
     return (fixed - scale * (x - fixed)).to(x.dtype)
 
@@ -42,6 +46,7 @@ def domain_adversarial(source_logits: Tensor, target_logits: Tensor) -> Tensor:
     .. math:: \frac12 \Bigl[ -\frac1n \sum_i \log \sigma(s_i) - \frac1m \sum_j \log \bigl(1 - \sigma(t_j)\bigr) \Bigr]
 
     This is what the critic minimises; the features maximise it when `gradient_reversal` stands before the critic.
+    Equation 9 of the paper has no 1/2; its authors' code, which takes the mean over the rows of both domains, does.
 
     Args:
         source_logits: one logit per item: (n,), (n, 1), tokens (n, tokens, 1) or a map (n, 1, h, w).

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import unit, wide
-from ttransfer.align._check import same_rows, want_logits
+from ttransfer.align._check import classes_of, in_range, same_rows, want_logits, want_tensors, whole
 
 
 class Memory(NamedTuple):
@@ -136,7 +136,8 @@ def neighbourhood(features: Tensor, index: Tensor, memory: Memory, *, neighbours
         Votes (n, classes), without gradient.
 
     Raises:
-        TransferError: for features of another width, or a memory that is too small.
+        TransferError: for features of another width, a memory that is too small, or an index beyond it, where it can be
+            looked at.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -149,7 +150,8 @@ def neighbourhood(features: Tensor, index: Tensor, memory: Memory, *, neighbours
     """
     _fitting("neighbourhood", features, index, memory)
     rows = memory.features.shape[0]
-    if not 0 < neighbours < rows:
+    whole("neighbourhood", 1, neighbours=neighbours)
+    if neighbours >= rows:
         raise TransferError(f"neighbourhood: wanted 1 to {rows - 1} neighbours in a memory of {rows}, got {neighbours}")
     f, stored = wide(features.detach(), memory.features.detach())
     cosines = unit(f) @ stored.mT
@@ -191,6 +193,7 @@ def remember(
         Jian Liang, Dapeng Hu, Jiashi Feng. Domain Adaptation with Auxiliary Target Domain-Oriented Classifier. 2021.
     """
     _fitting("remember", features, index, memory)
+    in_range("remember", temperature=temperature)
     same_rows("remember", logits=logits, features=features)
     f, z = wide(features.detach(), logits.detach())
     sharp = (z.log_softmax(1) / temperature).softmax(0)
@@ -200,6 +203,7 @@ def remember(
 def _voted(called: str, logits: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     """The cross-entropy of each row with the winner of its vote, and the winner's share."""
     want_logits(called, logits=logits)
+    want_tensors(called, neighbours=neighbours)
     if logits.ndim != 2 or neighbours.shape != logits.shape:
         raise TransferError(
             f"{called}: wanted logits and votes (n, classes), got logits {shown(logits)} and votes {shown(neighbours)}"
@@ -210,12 +214,14 @@ def _voted(called: str, logits: Tensor, neighbours: Tensor) -> tuple[Tensor, Ten
 
 
 def _fitting(called: str, features: Tensor, index: Tensor, memory: Memory) -> None:
+    want_tensors(called, features=features, index=index)
     width = memory.features.shape[-1]
     if features.ndim != 2 or features.shape[1] != width or index.shape != features.shape[:1]:
         raise TransferError(
             f"{called}: wanted features (n, {width}) and an index (n,), "
             f"got features {shown(features)} and index {shown(index)}"
         )
+    classes_of(called, memory.features.shape[0], index=index)
 
 
 def _put(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer._numeric import wide
-from ttransfer.align._check import items
+from ttransfer.align._check import items, want_tensors
 
 __all__ = ["bridge"]
 
@@ -47,6 +47,7 @@ def bridge(source: Tensor, target: Tensor) -> Tensor:
         Shuhao Cui, Shuhui Wang, Junbao Zhuo, Chi Su, Qingming Huang, Qi Tian.
         Gradually Vanishing Bridge for Adversarial Domain Adaptation. 2020.
     """
+    want_tensors("bridge", source=source, target=target)
     if not all(x.is_floating_point() and x.ndim for x in (source, target)):
         raise TransferError(f"bridge: wanted floating tensors (n, ...), got {items(source=source, target=target)}")
     s, t = wide(source, target)

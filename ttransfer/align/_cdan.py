@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from ttransfer._errors import TransferError
-from ttransfer.align._check import items, same_rows
+from ttransfer.align._check import items, same_rows, want_tensors
 
 __all__ = ["multilinear", "multilinear_random"]
 
@@ -80,6 +80,7 @@ def multilinear_random(features: Tensor, predictions: Tensor, left: Tensor, righ
         Conditional Adversarial Domain Adaptation. 2018.
     """
     _want("multilinear_random", features, predictions)
+    want_tensors("multilinear_random", left=left, right=right)
     fits = left.ndim == 2 and left.shape[0] == features.shape[1]
     if not fits or right.shape != (predictions.shape[1], left.shape[1]):
         raise TransferError(
@@ -90,6 +91,7 @@ def multilinear_random(features: Tensor, predictions: Tensor, left: Tensor, righ
 
 
 def _want(called: str, features: Tensor, predictions: Tensor) -> None:
+    want_tensors(called, features=features, predictions=predictions)
     if features.ndim != 2 or predictions.ndim != 2:
         raise TransferError(
             f"{called}: wanted features (n, d) and predictions (n, c), got "

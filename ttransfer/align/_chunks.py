@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError
+from ttransfer.align._check import whole
 from ttransfer.align._distances import squared_distances
 
 __all__ = ["chunked"]
@@ -39,8 +39,7 @@ def chunked(
     Raises:
         TransferError: for a chunk below 1.
     """
-    if chunk < 1:
-        raise TransferError(f"{called}: wanted a chunk of at least 1 row, got {chunk!r}")
+    whole(called, 1, chunk=chunk)
     n, (a, b, c) = source.shape[0], weights
     rows = torch.cat([source, target])
     fixed = rows.detach()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError
 from ttransfer._numeric import wide
-from ttransfer.align._check import items
+from ttransfer.align._check import classes_of, items, want_tensors
 
 __all__ = ["class_matrix", "map_labels", "map_logits", "map_probabilities"]
 
@@ -54,7 +54,8 @@ def map_labels(labels: Tensor, table: Tensor, *, ignore: int = -100) -> Tensor:
         New classes, of the labels' shape and the table's dtype.
 
     Raises:
-        TransferError: for floating labels, or a table that is no row of whole numbers.
+        TransferError: for floating labels, a table that is no row of whole numbers, or labels that are no old class,
+            where they can be looked at.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -68,8 +69,10 @@ def map_labels(labels: Tensor, table: Tensor, *, ignore: int = -100) -> Tensor:
         e2eAIOK maps predictions of 16 organs to those of kidneys by a function that each task writes anew.
     """
     _want_table("map_labels", table)
+    want_tensors("map_labels", labels=labels)
     if labels.is_floating_point() or labels.dtype.is_complex:
         raise TransferError(f"map_labels: wanted labels of whole numbers, got {items(labels=labels)}")
+    classes_of("map_labels", table.shape[0], ignored=ignore, labels=labels)
     kept = labels != ignore
     return torch.where(kept, table[torch.where(kept, labels, 0).long()], ignore)
 
@@ -146,16 +149,18 @@ def _log_sum(z: Tensor, by: Tensor) -> Tensor:
     largest = torch.where(there, z.detach(), -torch.inf).amax(1, keepdim=True)
     largest = torch.where(largest.isfinite(), largest, 0)
     total = (by * torch.where(there, z - largest, -torch.inf).exp()).sum(1)
-    some = total > 0
-    return torch.where(some, torch.where(some, total, 1).log() + largest[:, 0], -torch.inf)
+    none = total <= 0
+    return torch.where(none, -torch.inf, torch.where(none, 1, total).log() + largest[:, 0])
 
 
 def _want_table(called: str, table: Tensor) -> None:
+    want_tensors(called, table=table)
     if table.ndim != 1 or table.is_floating_point() or table.shape[0] == 0:
         raise TransferError(f"{called}: wanted a table (old classes,) of whole numbers, got {items(table=table)}")
 
 
 def _want_matrix(called: str, x: Tensor, matrix: Tensor) -> None:
+    want_tensors(called, given=x, matrix=matrix)
     if x.ndim < 2 or matrix.ndim != 2 or matrix.shape[0] != x.shape[1] or not x.is_floating_point():
         raise TransferError(
             f"{called}: wanted (n, old classes, ...) and a matrix (old classes, new classes), got "

@@ -7,7 +7,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import divergence, wide
-from ttransfer.align._check import want_logits
+from ttransfer.align._check import in_range, want_logits
 from ttransfer.align._pseudo_label import want_views
 
 Number = float | Tensor
@@ -119,6 +119,8 @@ def uda(strong: Tensor, weak: Tensor, *, threshold: Number = 0.8, temperature: N
         Unsupervised Data Augmentation for Consistency Training. 2020.
     """
     want_views("uda", strong, weak)
+    in_range("uda", 0.0, 1.0, closed=True, threshold=threshold)
+    in_range("uda", temperature=temperature)
     s, w = wide(strong, weak.detach())
     sure = w.softmax(1).amax(1) > threshold
     return (divergence(s, w / temperature) * sure).mean().to(strong.dtype)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ttransfer._claims import claims
-from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import unit
-from ttransfer.align._check import features, same_rows, want_logits
+from ttransfer.align._check import classes_of, features, in_range, row_labels, same_rows, want_logits
 
 
 @claims(coupled=True, non_negative=True, scale_invariant=True, detaches=("target_logits",))
@@ -28,7 +27,7 @@ def cst(
     Args:
         source: features (n, d).
         target: features (m, d).
-        labels: of the source, (n,).
+        labels: of the source, (n,), from 0 to C - 1; none is ignored.
         target_logits: (m, C); get no gradient. Of the whole net, whose head the source trains.
         ridge: λ > 0.
 
@@ -36,7 +35,7 @@ def cst(
         A scalar without unit, at least 0: the mean over rows and classes.
 
     Raises:
-        TransferError: for shapes that do not fit.
+        TransferError: for shapes that do not fit, for labels that are no class, where they can be looked at.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -58,8 +57,9 @@ def cst(
     s, t = features("cst", source, target, rows=1)
     want_logits("cst", target_logits=target_logits)
     same_rows("cst", target=target, target_logits=target_logits)
-    if labels.shape != source.shape[:1] or labels.is_floating_point():
-        raise TransferError(f"cst: wanted whole labels of the source's {source.shape[0]} rows, got {shown(labels)}")
+    row_labels("cst", source, labels)
+    in_range("cst", ridge=ridge)
+    classes_of("cst", target_logits.shape[1], labels=labels)
     # In float64, where there is one: the ridge is small beside the squares of a batch that has collapsed.
     precise = s.dtype if s.device.type == "mps" else torch.float64
     s, t = unit(s.to(precise)), unit(t.to(precise))

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
-from ttransfer.align._check import features, items, row_labels, same_rows, want_logits
+from ttransfer.align._check import (
+    classes_of,
+    features,
+    in_range,
+    items,
+    row_labels,
+    same_rows,
+    want_logits,
+    want_tensors,
+    whole,
+)
 from ttransfer.align._distances import squared_distances
 from ttransfer.align._transport import plan as entropic_plan
 
@@ -45,7 +55,7 @@ def deepjdot(
     Args:
         source: features (n, d).
         target: features (m, d); m need not be n.
-        source_labels: (n,) classes.
+        source_labels: (n,) from 0 to classes - 1; none is ignored.
         target_logits: (m, classes).
         feature_weight: α, by the square of the features' units.
         label_weight: λ, by nats.
@@ -60,7 +70,7 @@ def deepjdot(
 
     Raises:
         TransferError: for maps, for widths that differ, for no rows, for labels, logits or a plan of other rows, for
-            another variant.
+            another variant, for labels that are no class, where they can be looked at.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -89,9 +99,14 @@ def deepjdot(
         raise TransferError(f"deepjdot: wanted logits (m, classes), got {items(target_logits=target_logits)}")
     if variant not in ("paper", "code"):
         raise TransferError(f"deepjdot: wanted variant 'paper' or 'code', got {variant!r}")
+    classes_of("deepjdot", target_logits.shape[1], source_labels=source_labels)
+    in_range("deepjdot", epsilon=epsilon)
+    whole("deepjdot", 1, iterations=iterations)
     log_p = target_logits.to(s.dtype).log_softmax(1)
     lengths = feature_weight * squared_distances(s, t)
     cost = lengths - label_weight * log_p.mT[source_labels.long()]
+    if plan is not None:
+        want_tensors("deepjdot", plan=plan)
     if plan is None:
         sought = cost if variant == "paper" else lengths + label_weight * _by_squares(log_p, source_labels)
         mean = sought.detach().mean()

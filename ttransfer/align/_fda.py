@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import wide
+from ttransfer.align._check import in_range, want_tensors
 
 
 def fourier_swap(source: Tensor, target: Tensor, *, beta: float | Tensor = 0.01, variant: str = "paper") -> Tensor:
@@ -55,6 +56,8 @@ def fourier_swap(source: Tensor, target: Tensor, *, beta: float | Tensor = 0.01,
     """
     if variant not in ("paper", "code"):
         raise TransferError(f"fourier_swap: wanted variant 'paper' or 'code', got {variant!r}")
+    want_tensors("fourier_swap", source=source, target=target)
+    in_range("fourier_swap", closed=True, beta=beta)
     fitting = source.ndim >= 2 and source.ndim == target.ndim and source.shape[1:] == target.shape[1:]
     if not fitting or not source.is_floating_point() or target.shape[0] not in (1, source.shape[0]):
         raise TransferError(

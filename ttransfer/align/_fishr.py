@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
-from ttransfer.align._invariance import Domains, paired
+from ttransfer.align._check import want_tensors
+from ttransfer.align._invariance import Domains, domains_of, paired
 
 
 @claims(coupled=True, non_negative=True, double_backward=True)
@@ -26,7 +27,7 @@ def fishr(features: Domains, logits: Domains, labels: Domains, *, variant: str =
     Args:
         features: what the linear head is given, (n, d) for each domain, of any numbers of rows.
         logits: what it gives, (n, classes) for each domain.
-        labels: whole numbers (n,) for each domain.
+        labels: whole numbers (n,) for each domain; a row with -100 is left out.
         variant: "paper", or "code" for the authors' code: variances by n rather than n - 1, and the mean over the
             head's weights where the paper has the sum.
 
@@ -56,19 +57,22 @@ def fishr(features: Domains, logits: Domains, labels: Domains, *, variant: str =
         Alexandre Ramé, Corentin Dancette, Matthieu Cord.
         Fishr: Invariant Gradient Variances for Out-of-Distribution Generalization. 2022.
     """
-    variances = head_variances(features, logits, labels, variant=variant)
+    variances = head_variances(features, logits, labels, variant=variant, called="fishr")
     first = logits if isinstance(logits, Tensor) else logits[0]
     return variance_gap(variances, variant=variant).to(first.dtype)
 
 
-def head_variances(features: Domains, logits: Domains, labels: Domains, *, variant: str = "paper") -> Tensor:
+def head_variances(
+    features: Domains, logits: Domains, labels: Domains, *, variant: str = "paper", called: str = "head_variances"
+) -> Tensor:
     """Variances, over the rows of each domain, of what a row's cross-entropy gives a linear head.
 
     Args:
         features: what the head is given, (n, d) for each domain.
         logits: what it gives, (n, classes) for each domain.
-        labels: whole numbers (n,) for each domain.
+        labels: whole numbers (n,) for each domain; a row with -100 is left out.
         variant: as of `fishr`.
+        called: the function to name in an error.
 
     Returns:
         (domains, classes · d + classes): the weights, then the biases; in float64 where there is one.
@@ -83,28 +87,30 @@ def head_variances(features: Domains, logits: Domains, labels: Domains, *, varia
         [[0.25, 0.25, 0.0, 0.0]]
     """
     if variant not in ("paper", "code"):
-        raise TransferError(f"fishr: wanted variant 'paper' or 'code', got {variant!r}")
-    fs = [features] if isinstance(features, Tensor) else list(features)
-    pairs = paired("fishr", logits, labels)
+        raise TransferError(f"{called}: wanted variant 'paper' or 'code', got {variant!r}")
+    fs = domains_of(called, "features", features)
+    pairs = paired(called, logits, labels)
     if len(fs) != len(pairs):
-        raise TransferError(f"fishr: wanted features of the {len(pairs)} domains, got {len(fs)}")
+        raise TransferError(f"{called}: wanted features of the {len(pairs)} domains, got {len(fs)}")
     variances: list[Tensor] = []
     for f, (z, y) in zip(fs, pairs, strict=True):
         n = z.shape[0]
         if f.ndim != 2 or f.shape[0] != n or not f.is_floating_point():
-            raise TransferError(f"fishr: wanted features (n, d) of the rows of {shown(z)}, got {shown(f)}")
+            raise TransferError(f"{called}: wanted features (n, d) of the rows of {shown(z)}, got {shown(f)}")
         if variant == "paper" and n < 2:
-            raise TransferError(f"fishr: wanted at least 2 rows in each domain, got {shown(z)}")
+            raise TransferError(f"{called}: wanted at least 2 rows in each domain, got {shown(z)}")
         # Variances as differences of squares: in float64, where there is one.
         precise = z.dtype if z.device.type == "mps" else torch.float64
         f, z = f.to(precise), z.to(precise)
         f = torch.cat([f, torch.ones_like(f[:, :1])], 1)  # the bias is the weight of a 1
         error = z.softmax(1) - (y[:, None] == torch.arange(z.shape[1], device=y.device)).to(precise)
+        there = y != -100
+        error, n = torch.where(there[:, None], error, 0), there.sum().to(precise)
         spread = error.square().mT @ f.square() / n - (error.mT @ f / n).square()
         spread = spread * (n / (n - 1)) if variant == "paper" else spread
         variances.append(torch.cat([spread[:, :-1].flatten(), spread[:, -1]]))
     if any(v.shape != variances[0].shape for v in variances):
-        raise TransferError("fishr: wanted features and logits of one width in all domains")
+        raise TransferError(f"{called}: wanted features and logits of one width in all domains")
     return torch.stack(variances)
 
 
@@ -123,5 +129,6 @@ def variance_gap(variances: Tensor, *, variant: str = "paper") -> Tensor:
         >>> tt.align.variance_gap(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), variant="code").item()
         0.5
     """
+    want_tensors("variance_gap", variances=variances)
     squares = (variances - variances.mean(0)).square()
     return squares.sum(1).mean() if variant == "paper" else squares.mean()

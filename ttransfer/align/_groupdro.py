@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import wide
+from ttransfer.align._check import in_range, want_tensors
 
 
 def group_weights(weights: Tensor, risks: Tensor, *, eta: float | Tensor = 0.01) -> Tensor:
@@ -41,6 +42,8 @@ def group_weights(weights: Tensor, risks: Tensor, *, eta: float | Tensor = 0.01)
         Shiori Sagawa, Pang Wei Koh, Tatsunori B. Hashimoto, Percy Liang. Distributionally Robust Neural Networks for
         Group Shifts: On the Importance of Regularization for Worst-Case Generalization. 2020.
     """
+    want_tensors("group_weights", weights=weights, risks=risks)
+    in_range("group_weights", closed=True, eta=eta)
     if weights.ndim != 1 or weights.shape != risks.shape:
         raise TransferError(
             f"group_weights: wanted weights and risks (domains,), got weights {shown(weights)} and risks {shown(risks)}"

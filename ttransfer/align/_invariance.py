@@ -11,7 +11,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import wide
-from ttransfer.align._check import want_logits
+from ttransfer.align._check import classes_of, want_logits
 
 Domains = Tensor | Sequence[Tensor]
 
@@ -29,7 +29,7 @@ def irm(logits: Domains, labels: Domains) -> Tensor:
 
     Args:
         logits: one tensor (n, classes) for each domain, of any numbers of rows; a single tensor is a single domain.
-        labels: whole numbers (n,) for each domain.
+        labels: whole numbers (n,) for each domain; a row with -100 is left out of the means.
 
     Returns:
         A scalar in squared nats, at least 0: the mean over domains.
@@ -53,7 +53,7 @@ def irm(logits: Domains, labels: Domains) -> Tensor:
     References:
         Martin Arjovsky, Léon Bottou, Ishaan Gulrajani, David Lopez-Paz. Invariant Risk Minimization. 2019.
     """
-    return _mean("irm", logits, labels, lambda z, y: _slopes(z, y).mean().square())
+    return _mean("irm", logits, labels, lambda z, y: _kept(_slopes(z, y), y).square())
 
 
 @claims(coupled=True, class_symmetric=True, row_symmetric=False, double_backward=True)
@@ -67,7 +67,7 @@ def irm_unbiased(logits: Domains, labels: Domains) -> Tensor:
 
     Args:
         logits: one tensor (n, classes) for each domain, of at least two rows; a single tensor is a single domain.
-        labels: whole numbers (n,) for each domain.
+        labels: whole numbers (n,) for each domain; a row with -100 is left out of the means.
 
     Returns:
         A scalar in squared nats, of either sign: the mean over domains.
@@ -96,7 +96,7 @@ def irm_unbiased(logits: Domains, labels: Domains) -> Tensor:
         if z.shape[0] < 2:
             raise TransferError(f"irm_unbiased: wanted at least 2 rows in each domain, got {shown(z)}")
         slopes = _slopes(z, y)
-        return slopes[::2].mean() * slopes[1::2].mean()
+        return _kept(slopes[::2], y[::2]) * _kept(slopes[1::2], y[1::2])
 
     return _mean("irm_unbiased", logits, labels, product)
 
@@ -112,7 +112,7 @@ def vrex(logits: Domains, labels: Domains) -> Tensor:
 
     Args:
         logits: one tensor (n, classes) for each domain, of any numbers of rows.
-        labels: whole numbers (n,) for each domain.
+        labels: whole numbers (n,) for each domain; a row with -100 is left out of the means.
 
     Returns:
         A scalar in squared nats, at least 0; 0 for a single domain.
@@ -146,7 +146,7 @@ def domain_risks(logits: Domains, labels: Domains, *, called: str = "domain_risk
 
     Args:
         logits: one tensor (n, classes) for each domain.
-        labels: whole numbers (n,) for each domain.
+        labels: whole numbers (n,) for each domain; a row with -100 is left out of the means.
         called: the function to name in an error.
 
     Returns:
@@ -160,7 +160,7 @@ def domain_risks(logits: Domains, labels: Domains, *, called: str = "domain_risk
         >>> tt.align.domain_risks([torch.zeros(1, 2), torch.zeros(3, 2)], [torch.tensor([0]), torch.tensor([0, 1, 1])])
         tensor([0.6931, 0.6931])
     """
-    return torch.stack([F.cross_entropy(wide(z)[0], y.long()) for z, y in paired(called, logits, labels)])
+    return torch.stack([F.cross_entropy(wide(z)[0], y) for z, y in paired(called, logits, labels)])
 
 
 def paired(called: str, logits: Domains, labels: Domains) -> list[tuple[Tensor, Tensor]]:
@@ -169,8 +169,7 @@ def paired(called: str, logits: Domains, labels: Domains) -> list[tuple[Tensor, 
     Raises:
         TransferError: for what are no logits and labels of the same domains and rows.
     """
-    zs = [logits] if isinstance(logits, Tensor) else list(logits)
-    ys = [labels] if isinstance(labels, Tensor) else list(labels)
+    zs, ys = domains_of(called, "logits", logits), domains_of(called, "labels", labels)
     if len(zs) != len(ys) or not zs:
         raise TransferError(
             f"{called}: wanted logits and labels of the same domains, got {len(zs)} of logits and {len(ys)} of labels"
@@ -182,15 +181,35 @@ def paired(called: str, logits: Domains, labels: Domains) -> list[tuple[Tensor, 
                 f"{called}: wanted logits (n, classes) and whole labels (n,) of each domain, "
                 f"got logits {shown(z)} and labels {shown(y)}"
             )
-    return list(zip(zs, ys, strict=True))
+        classes_of(called, z.shape[1], ignored=-100, labels=y)
+    return [(z, y.long()) for z, y in zip(zs, ys, strict=True)]  # as uint8, 156 would be -100
+
+
+def domains_of(called: str, name: str, given: Domains) -> list[Tensor]:
+    """A list of a tensor for each domain, checked; one tensor is one domain.
+
+    Raises:
+        TransferError: for what is neither.
+    """
+    if isinstance(given, Tensor):
+        return [given]
+    if not isinstance(given, Sequence) or not all(isinstance(x, Tensor) for x in given):
+        raise TransferError(f"{called}: wanted a tensor, or a list of one for each domain, got {name} {shown(given)}")
+    return list(given)
 
 
 def _slopes(z: Tensor, y: Tensor) -> Tensor:
-    """The slope of each row's cross-entropy by a number that scales its logits, at 1: (n,)."""
+    """The slope of each row's cross-entropy by a number that scales its logits, at 1: (n,); 0 where y is -100."""
     (z,) = wide(z)
     # (p - y)·z, by differences from the label's logit: a number added to all logits then cancels before it rounds.
-    z = z - z.gather(1, y.long()[:, None])
-    return (z.softmax(1) * z).sum(1)
+    there = y != -100
+    z = z - z.gather(1, torch.where(there, y, 0)[:, None])
+    return torch.where(there, (z.softmax(1) * z).sum(1), 0)
+
+
+def _kept(rows: Tensor, y: Tensor) -> Tensor:
+    """The mean over rows whose label is not -100."""
+    return rows.sum() / (y != -100).sum()
 
 
 def _mean(called: str, logits: Domains, labels: Domains, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

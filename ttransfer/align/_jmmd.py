@@ -127,7 +127,7 @@ def _products(
     rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The products over layers of the kernels within the source, within the target, and between them."""
-    given_source, given_target = _listed(source), _listed(target)
+    given_source, given_target = _listed(called, "source", source), _listed(called, "target", target)
     layers = len(given_source)
     widths = list(bandwidth) if isinstance(bandwidth, Sequence) else [bandwidth] * layers
     if layers == 0 or layers != len(given_target) or layers != len(widths):
@@ -151,11 +151,16 @@ def _products(
     return ss, tt, st
 
 
-def _listed(layers: Layers) -> list[Tensor]:
+def _listed(called: str, name: str, layers: Layers) -> list[Tensor]:
     if not isinstance(layers, Tensor):
+        if not isinstance(layers, Sequence) or not all(isinstance(x, Tensor) for x in layers):
+            raise TransferError(
+                f"{called}: wanted a tensor, or a list of one for each layer, got {name} {shown(layers)}"
+            )
         return list(layers)
     return list(layers.unbind(1)) if layers.ndim > 1 else [layers]
 
 
 def _dtype(source: Layers, target: Layers) -> torch.dtype:
-    return torch.promote_types(_listed(source)[0].dtype, _listed(target)[0].dtype)
+    first, other = (x if isinstance(x, Tensor) else x[0] for x in (source, target))
+    return torch.promote_types(first.dtype, other.dtype)

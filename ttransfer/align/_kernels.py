@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ttransfer._errors import TransferError
+from ttransfer.align._check import in_range
 from ttransfer.align._distances import squared_distances
 
 __all__ = ["SCALES", "Bandwidth", "gram", "kernel", "lifted", "mean_square", "off_diagonal_mean", "squared_width"]
@@ -27,8 +29,11 @@ def squared_width(
     """
     if len(scales) == 0:
         raise TransferError(f"{called}: wanted at least one scale, got {scales!r}")
+    for i, scale in enumerate(scales):
+        in_range(called, **{f"scales[{i}]": cast(Any, scale)})
     if callable(bandwidth):
         bandwidth = bandwidth(source, target)
+    in_range(called, bandwidth=bandwidth)
     return mean_square(torch.cat([source, target]).detach()) if bandwidth is None else bandwidth**2
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
-from ttransfer.align._check import features, items, row_labels, same_rows, want_logits
+from ttransfer.align._check import classes_of, features, items, row_labels, same_rows, want_logits
 from ttransfer.align._kernels import SCALES, Bandwidth, gram, lifted, squared_width
 
 __all__ = ["lmmd"]
@@ -41,12 +41,13 @@ def lmmd(
 
     k is the kernel of `mmd`, p the softmax of the target's logits. The paper leaves open what a class without
     a row of the source counts: 0 here. The code takes the mean over those classes that the source has and that some
-    row of the target is predicted to be, and 0 where there are none.
+    row of the target is predicted to be, and 0 where there are none. It weighs 0.5 there, times a ramp from 0 to 1
+    over the training: ``weight=tt.schedules.ramp(steps, high=0.5)``.
 
     Args:
         source: features (n, d).
         target: features (m, d); m need not be n.
-        source_labels: (n,) whole numbers; a negative one is of no class.
+        source_labels: (n,) whole numbers below classes; a negative one, such as -100, is of no class.
         target_logits: (m, classes); they get no gradient.
         bandwidth: as for `mmd`.
         scales: as for `mmd`.
@@ -56,7 +57,8 @@ def lmmd(
         A scalar, at least 0; below twice the number of kernels.
 
     Raises:
-        TransferError: for maps, for widths that differ, for no rows or scales, for labels or logits of other rows.
+        TransferError: for maps, for widths that differ, for no rows or scales, for labels or logits of other rows, for
+            labels that are no class, where they can be looked at.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -89,6 +91,7 @@ def lmmd(
         raise TransferError(f"lmmd: wanted logits (m, classes), got {items(target_logits=target_logits)}")
     logits = target_logits.detach().to(t.dtype)
     classes = logits.shape[1]
+    classes_of("lmmd", classes, least=None, source_labels=source_labels)
     every = torch.arange(classes, device=logits.device)
     own = (source_labels[:, None] == every).to(s.dtype)
     rows = own.sum(0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer._numeric import entropies, wide
-from ttransfer.align._check import items, want_logits
+from ttransfer.align._check import in_range, items, want_logits
 
 __all__ = ["mcc"]
 
@@ -62,6 +62,7 @@ def mcc(logits: Tensor, *, temperature: float | Tensor = 2.5) -> Tensor:
     want_logits("mcc", logits=logits)
     if logits.ndim != 2:
         raise TransferError(f"mcc: wanted logits (n, classes), got {items(logits=logits)}")
+    in_range("mcc", temperature=temperature)
     (z,) = wide(logits)
     log_p = (z / temperature).log_softmax(1)
     log_weights = (-entropies(log_p.detach())).exp().log1p()

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer._numeric import log_other, wide
-from ttransfer.align._check import items, want_logits
+from ttransfer.align._check import in_range, items, want_logits
 
 __all__ = ["mdd"]
 
@@ -80,6 +80,7 @@ def mdd(
     want_logits("mdd", **given)
     if source_logits.shape != source_adversary.shape or target_logits.shape != target_adversary.shape:
         raise TransferError(f"mdd: wanted both classifiers' logits of one shape in each domain, got {items(**given)}")
+    in_range("mdd", closed=True, gamma=gamma)
     s, t = wide(source_adversary, target_adversary)
     agree = s.log_softmax(1).gather(1, source_logits.argmax(1, keepdim=True))
     value = -gamma * agree.mean() - log_other(t, target_logits.argmax(1)).mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
+from ttransfer.align._check import classes_of, in_range, want_tensors
 
 
 def mixup(x: Tensor, partners: Tensor, *, ratio: float | Tensor) -> Tensor:
@@ -43,6 +44,8 @@ def mixup(x: Tensor, partners: Tensor, *, ratio: float | Tensor) -> Tensor:
         Hongyi Zhang, Moustapha Cisse, Yann N. Dauphin, David Lopez-Paz.
         mixup: Beyond Empirical Risk Minimization. 2018.
     """
+    want_tensors("mixup", x=x, partners=partners)
+    in_range("mixup", 0.0, 1.0, closed=True, ratio=ratio)
     if x.ndim == 0 or not x.is_floating_point():
         raise TransferError(
             f"mixup: wanted floating rows, got {shown(x)}; make labels one-hot first: "
@@ -50,6 +53,7 @@ def mixup(x: Tensor, partners: Tensor, *, ratio: float | Tensor) -> Tensor:
         )
     if partners.shape != x.shape[:1] or partners.is_floating_point():
         raise TransferError(f"mixup: wanted a partner for each row of {shown(x)}, got {shown(partners)}")
+    classes_of("mixup", x.shape[0], partners=partners)
     if isinstance(ratio, Tensor) and ratio.ndim:
         if ratio.shape != x.shape[:1]:
             raise TransferError(f"mixup: wanted one ratio, or one for each row of {shown(x)}, got {shown(ratio)}")

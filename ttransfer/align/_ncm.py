@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import unit, wide
+from ttransfer.align._check import classes_of, row_labels, want_tensors, whole
 from ttransfer.align._check import features as checked
 
 
@@ -21,14 +22,14 @@ def nearest_class_mean(features: Tensor, support: Tensor, labels: Tensor, *, cla
     Args:
         features: (n, d), what is to be told.
         support: (m, d), with labels; m need not be n.
-        labels: of the support, whole numbers (m,), from 0 to classes - 1.
+        labels: of the support, whole numbers (m,), from 0 to classes - 1; none is ignored.
         classes: how many.
 
     Returns:
         Logits (n, classes), in the square of the features' units; -inf for a class without support.
 
     Raises:
-        TransferError: for shapes that do not fit.
+        TransferError: for shapes that do not fit, for labels that are no class, where they can be looked at.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -50,10 +51,9 @@ def nearest_class_mean(features: Tensor, support: Tensor, labels: Tensor, *, cla
         Distance-Based Image Classification: Generalizing to New Classes at Near-Zero Cost. 2013.
     """
     f, s = checked("nearest_class_mean", features, support, rows=0)
-    if labels.shape != support.shape[:1] or labels.is_floating_point():
-        raise TransferError(
-            f"nearest_class_mean: wanted whole labels of the support's {support.shape[0]} rows, got {shown(labels)}"
-        )
+    row_labels("nearest_class_mean", support, labels)
+    whole("nearest_class_mean", 1, classes=classes)
+    classes_of("nearest_class_mean", classes, labels=labels)
     members = (labels[:, None] == torch.arange(classes, device=labels.device)).to(s.dtype)
     counts = members.sum(0)
     means = members.mT @ s / torch.where(counts > 0, counts, 1)[:, None]
@@ -89,6 +89,7 @@ def normalize_features(x: Tensor, centre: Tensor | None = None) -> Tensor:
         Yan Wang, Wei-Lun Chao, Kilian Q. Weinberger, Laurens van der Maaten.
         SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning. 2019.
     """
+    want_tensors("normalize_features", x=x, **({} if centre is None else {"centre": centre}))
     if x.ndim != 2 or not x.is_floating_point() or (centre is not None and centre.shape != x.shape[1:]):
         got = shown(x) + (f" and centre {shown(centre)}" if centre is not None else "")
         raise TransferError(f"normalize_features: wanted features (n, d) and a centre (d,), got {got}")

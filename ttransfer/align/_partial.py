@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ttransfer._claims import claims
 from ttransfer._numeric import log_other, wide
-from ttransfer.align._check import one_logit, want_logits
+from ttransfer.align._check import in_range, one_logit, want_logits
 
 __all__ = ["class_weights", "importance_weights", "osbp"]
 
@@ -43,6 +43,7 @@ def class_weights(target_logits: Tensor, *, temperature: float | Tensor = 0.1) -
         Zhangjie Cao, Lijia Ma, Mingsheng Long, Jianmin Wang. Partial Adversarial Domain Adaptation. 2018.
     """
     want_logits("class_weights", logits=target_logits)
+    in_range("class_weights", temperature=temperature)
     (z,) = wide(target_logits.detach())
     mean = (z / temperature).softmax(1).transpose(0, 1).flatten(1).mean(1)
     return (mean / mean.amax()).to(target_logits.dtype)
@@ -130,6 +131,7 @@ def osbp(target_logits: Tensor, *, threshold: float | Tensor = 0.5) -> Tensor:
         Open Set Domain Adaptation by Backpropagation. 2018.
     """
     want_logits("osbp", logits=target_logits)
+    in_range("osbp", 0.0, 1.0, closed=True, threshold=threshold)
     (z,) = wide(target_logits)
     unknown = torch.full_like(z[:, 0], z.shape[1] - 1, dtype=torch.int64)
     value = threshold * z.log_softmax(1)[:, -1] + (1 - threshold) * log_other(z, unknown)

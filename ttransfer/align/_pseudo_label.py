@@ -7,7 +7,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import wide
-from ttransfer.align._check import want_logits
+from ttransfer.align._check import in_range, want_logits
 
 
 @claims(
@@ -57,6 +57,7 @@ def pseudo_label(logits: Tensor, *, threshold: float | Tensor = 0.0) -> Tensor:
         Networks. 2013.
     """
     want_logits("pseudo_label", logits=logits)
+    in_range("pseudo_label", 0.0, 1.0, closed=True, threshold=threshold)
     return _to_likeliest(logits, logits, threshold)
 
 
@@ -107,6 +108,7 @@ def fixmatch(strong: Tensor, weak: Tensor, *, threshold: float | Tensor = 0.95) 
         Han Zhang, Colin Raffel. FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence. 2020.
     """
     want_views("fixmatch", strong, weak)
+    in_range("fixmatch", 0.0, 1.0, closed=True, threshold=threshold)
     return _to_likeliest(strong, weak, threshold)
 
 

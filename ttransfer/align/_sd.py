@@ -7,6 +7,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import wide
+from ttransfer.align._check import want_tensors
 
 
 @claims(coupled=False, non_negative=True, class_symmetric=True, rotation_invariant=True, double_backward=True)
@@ -42,6 +43,7 @@ def sd(logits: Tensor) -> Tensor:
         Mohammad Pezeshki, Sékou-Oumar Kaba, Yoshua Bengio, Aaron Courville, Doina Precup, Guillaume Lajoie.
         Gradient Starvation: A Learning Proclivity in Neural Networks. 2021.
     """
+    want_tensors("sd", logits=logits)
     if logits.ndim == 0 or not logits.is_floating_point():
         raise TransferError(f"sd: wanted floating logits (n, classes, ...), got {shown(logits)}")
     (z,) = wide(logits)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import unit, wide
+from ttransfer.align._check import want_tensors, whole
 
 
 def shot_labels(features: Tensor, probabilities: Tensor, *, rounds: int = 1, variant: str = "paper") -> Tensor:
@@ -56,6 +57,8 @@ def shot_labels(features: Tensor, probabilities: Tensor, *, rounds: int = 1, var
     """
     if variant not in ("paper", "code"):
         raise TransferError(f"shot_labels: wanted variant 'paper' or 'code', got {variant!r}")
+    want_tensors("shot_labels", features=features, probabilities=probabilities)
+    whole("shot_labels", 0, rounds=rounds)
     if features.ndim != 2 or probabilities.ndim != 2 or features.shape[0] != probabilities.shape[0]:
         raise TransferError(
             "shot_labels: wanted features (n, d) and probabilities (n, classes) of the same rows, "

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ttransfer._claims import claims
-from ttransfer._errors import TransferError
-from ttransfer.align._check import features
+from ttransfer.align._check import features, in_range, whole
 from ttransfer.align._distances import squared_distances
 from ttransfer.align._kernels import mean_square
 from ttransfer.align._transport import dual_value, potentials
@@ -65,8 +64,8 @@ def sinkhorn_divergence(
         Aude Genevay, Gabriel Peyré, Marco Cuturi. Learning Generative Models with Sinkhorn Divergences. 2018.
     """
     s, t = features("sinkhorn_divergence", source, target, rows=1)
-    if iterations < 1:
-        raise TransferError(f"sinkhorn_divergence: wanted at least one iteration, got {iterations}")
+    in_range("sinkhorn_divergence", epsilon=epsilon)
+    whole("sinkhorn_divergence", 1, iterations=iterations)
     if epsilon is None:
         epsilon = mean_square(torch.cat([s, t]).detach()) / 20
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer._numeric import unit
-from ttransfer.align._check import features, items
+from ttransfer.align._check import features, items, want_tensors
 
 __all__ = ["sliced_wasserstein"]
 
@@ -22,8 +22,8 @@ def sliced_wasserstein(source: Tensor, target: Tensor, directions: Tensor) -> Te
         \theta_l = \frac{d_l}{\|d_l\|}
 
     The inverses of distribution functions are step functions of the sorted projections, so that for n = m it is the
-    mean squared difference of these. Draw directions anew at each step: of normal numbers, whose directions are
-    uniform, such as ``tt.uniform(keys[:1], d, k)`` sent through the inverse normal distribution.
+    mean squared difference of these. Draw directions anew at each step, of normal numbers, whose directions are
+    uniform: ``tt.normal(keys[:1], d, k)[0]``, as `tt.terms.sliced_wasserstein` does.
 
     Args:
         source: features (n, d), or predicted probabilities, for which it was made.
@@ -56,6 +56,7 @@ def sliced_wasserstein(source: Tensor, target: Tensor, directions: Tensor) -> Te
         Sliced and Radon Wasserstein Barycenters of Measures. 2015.
     """
     s, t = features("sliced_wasserstein", source, target, rows=1)
+    want_tensors("sliced_wasserstein", directions=directions)
     if directions.ndim != 2 or directions.shape[0] != s.shape[1] or not directions.is_floating_point():
         raise TransferError(
             "sliced_wasserstein: wanted directions (d, k), got "

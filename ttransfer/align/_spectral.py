@@ -8,7 +8,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer._numeric import finite, wide
-from ttransfer.align._check import items, rows_of, want_logits
+from ttransfer.align._check import items, rows_of, want_logits, whole
 from ttransfer.align._singular import nuclear_norm
 
 __all__ = ["bnm", "bsp"]
@@ -50,8 +50,7 @@ def bsp(features: Tensor, *, k: int = 1) -> Tensor:
         Batch Spectral Penalization for Adversarial Domain Adaptation. 2019.
     """
     x = rows_of("bsp", features)
-    if k < 1:
-        raise TransferError(f"bsp: wanted k of at least 1, got {k!r}")
+    whole("bsp", 1, k=k)
     x, rest = finite(x)
     return (torch.linalg.svdvals(x)[:k].square().sum() + rest).to(features.dtype)
 

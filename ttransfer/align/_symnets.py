@@ -11,7 +11,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer._numeric import wide
-from ttransfer.align._check import items, same_rows, want_logits
+from ttransfer.align._check import classes_of, items, row_labels, same_rows, want_logits
 
 __all__ = ["symnets_category", "symnets_confusion", "symnets_domain", "symnets_entropy"]
 
@@ -131,9 +131,8 @@ def symnets_category(logits: Tensor, other_logits: Tensor, labels: Tensor) -> Te
         Domain-Symmetric Networks for Adversarial Domain Adaptation. 2019.
     """
     z, y = _pair("symnets_category", logits, other_logits)
-    if labels.is_floating_point() or labels.shape != logits.shape[:1]:
-        wanted = "labels (n,) of whole numbers, one for each row"
-        raise TransferError(f"symnets_category: wanted {wanted}, got {items(logits=logits, labels=labels)}")
+    row_labels("symnets_category", logits, labels)
+    classes_of("symnets_category", logits.shape[1], labels=labels)
     both = torch.cat([z, y], 1)
     labels = labels.long()
     value = 0.5 * (F.cross_entropy(both, labels) + F.cross_entropy(both, labels + logits.shape[1]))

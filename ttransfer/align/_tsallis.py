@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ttransfer._claims import claims
+from ttransfer._errors import TransferError
 from ttransfer._numeric import entropies, wide
-from ttransfer.align._check import want_logits
+from ttransfer.align._check import in_range, want_logits
 
 Number = float | Tensor
 
@@ -49,6 +50,7 @@ def tsallis(logits: Tensor, *, alpha: Number = 1.9, temperature: Number = 1.0) -
         Constantino Tsallis. Possible Generalization of Boltzmann-Gibbs Statistics. 1988.
     """
     want_logits("tsallis", logits=logits)
+    in_range("tsallis", alpha=alpha, temperature=temperature)
     (z,) = wide(logits)
     log_p = (z / temperature).log_softmax(1)
     excess = torch.as_tensor(alpha, dtype=z.dtype, device=z.device) - 1
@@ -95,6 +97,9 @@ def tsallis_balanced(logits: Tensor, *, alpha: Number = 1.9, temperature: Number
         Hong Liu, Jianmin Wang, Mingsheng Long. Cycle Self-Training for Domain Adaptation. 2021.
     """
     want_logits("tsallis_balanced", logits=logits)
+    in_range("tsallis_balanced", alpha=alpha, temperature=temperature)
+    if not isinstance(alpha, Tensor) and alpha == 1:
+        raise TransferError("tsallis_balanced: wanted an alpha other than 1, where it has no value")
     (z,) = wide(logits)
     log_p = (z / temperature).log_softmax(1)
     log_w = torch.log1p((-entropies((z / temperature).detach())).exp())[:, None]

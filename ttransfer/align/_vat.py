@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import divergence, unit, wide
-from ttransfer.align._check import want_logits
+from ttransfer.align._check import want_logits, want_tensors, whole
 
 
 @claims(coupled=False, non_negative=True, detaches=("x", "direction"))
@@ -34,7 +35,8 @@ def vat(
     :math:`J^\top (\mathrm{diag}(p) - p p^\top) J d` for the net's Jacobian J, which is taken as it is; the paper takes
     the difference of two gradients ξ = 1e-6 apart instead, of which float32 leaves little but rounding. The gradient
     is that of p(x + r) alone: p(x) and r are held constant. The net must be twice differentiable by autograd: around
-    fused attention, ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+    fused attention, ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``. A module with batch normalisation must be in
+    eval mode, or be what `tt.functional` makes of it: in train mode it writes its statistics, which torch refuses.
 
     Args:
         fn: inputs (n, ...) -> logits (n, classes) or (n, classes, ...); in a term it is what the path "net:fn" gives,
@@ -50,7 +52,8 @@ def vat(
         A scalar in nats, at least 0.
 
     Raises:
-        TransferError: for a direction of another shape, fewer than one iteration, or a net that gives no logits.
+        TransferError: for a direction of another shape, fewer than one iteration, a net that gives no logits, or
+            one that writes into its own tensors.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -72,15 +75,15 @@ def vat(
         Method for Supervised and Semi-Supervised Learning. 2018.
         Rui Shu, Hung H. Bui, Hirokazu Narui, Stefano Ermon. A DIRT-T Approach to Unsupervised Domain Adaptation. 2018.
     """
+    want_tensors("vat", x=x, direction=direction)
     if x.ndim < 2 or direction.shape != x.shape or not x.is_floating_point():
         raise TransferError(
             f"vat: wanted floating inputs (n, ...) and a direction of their shape, "
             f"got x {shown(x)} and direction {shown(direction)}"
         )
-    if iterations < 1:
-        raise TransferError(f"vat: wanted at least 1 iteration, got {iterations!r}")
+    whole("vat", 1, iterations=iterations)
     x, d = x.detach(), direction.detach().to(x.dtype)
-    clean, pull = torch.func.vjp(fn, x)[:2]
+    clean, pull = _pulled(fn, x)
     want_logits("vat", logits=clean)
     clean = clean.detach()
     p = clean.softmax(1)
@@ -91,6 +94,21 @@ def vat(
         d = pull(p * (slope - (p * slope).sum(1, keepdim=True)))[0]
     z, w = wide(fn((x + radius * _rows(d.detach())).to(x.dtype)), clean)
     return divergence(z, w).mean().to(clean.dtype)
+
+
+def _pulled(fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+    """The net's value, and its derivative backwards."""
+    if torch.compiler.is_compiling():  # an exception handler is no part of a graph
+        return torch.func.vjp(fn, x)[:2]
+    try:
+        return torch.func.vjp(fn, x)[:2]
+    except RuntimeError as error:
+        if "mutate a captured Tensor" not in str(error):
+            raise
+        raise TransferError(
+            "vat: the net writes into tensors of its own, as batch normalisation in train mode does: put it into eval "
+            "mode, or give what tt.functional makes of it, as 'net:fn' reads"
+        ) from error
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ttransfer._claims import claims
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 from ttransfer._numeric import root, wide
-from ttransfer.align._check import features, items, one_logit
+from ttransfer.align._check import features, items, one_logit, want_tensors
 
 __all__ = ["gradient_penalty", "wdgrl"]
 
@@ -93,6 +93,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], source: Tensor, target:
         Ishaan Gulrajani, Faruk Ahmed, Martin Arjovsky, Vincent Dumoulin, Aaron Courville.
         Improved Training of Wasserstein GANs. 2017.
     """
+    want_tensors("gradient_penalty", source=source, target=target, mixing=mixing)
     s, t = features("gradient_penalty", source.detach(), target.detach(), rows=1)
     if mixing.shape != source.shape[:1] or not mixing.is_floating_point():
         raise TransferError(
@@ -102,5 +103,15 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], source: Tensor, target:
     other = t[torch.arange(s.shape[0], device=s.device) % t.shape[0]]
     by = mixing.detach().to(s.dtype)[:, None]
     points = torch.cat([s, t, by * s + (1 - by) * other])
-    slopes = torch.func.grad(lambda h: critic(h).sum())(points)
+
+    def total(h: Tensor) -> Tensor:
+        value = critic(h)
+        if value.numel() != h.shape[0]:
+            raise TransferError(
+                f"gradient_penalty: wanted a critic of one value per row, (k,) or (k, 1), got {shown(value)} for "
+                f"{shown(h)}"
+            )
+        return value.sum()
+
+    slopes = torch.func.grad(total)(points)
     return (root(slopes.square().sum(1)) - 1).square().mean()

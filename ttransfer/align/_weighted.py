@@ -11,7 +11,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer._numeric import entropies, wide
-from ttransfer.align._check import items, one_logit, want_logits
+from ttransfer.align._check import items, one_logit, want_logits, want_tensors
 
 __all__ = ["entropy_weights", "weighted_domain_adversarial"]
 
@@ -96,6 +96,7 @@ def weighted_domain_adversarial(
     """
     called = "weighted_domain_adversarial"
     one_logit(called, source=source_logits, target=target_logits)
+    want_tensors(called, source_weights=source_weights, target_weights=target_weights)
     for logits, weights in ((source_logits, source_weights), (target_logits, target_weights)):
         if weights.shape != logits.shape[:1] or not weights.is_floating_point():
             raise TransferError(

@@ -19,17 +19,38 @@ from ttransfer.cli._speeds import SPEEDS
 __all__ = ["Entry", "entries", "run"]
 
 PLACES = ("losses", "align", "terms")
+HELPER = "a helper"
+# What papers call their methods, where the names here say what is computed.
+PAPERS = {
+    "can": ("cdd",),
+    "dan": ("mmd",),
+    "ddc": ("mmd",),
+    "deep_coral": ("coral",),
+    "dsan": ("lmmd",),
+    "fda": ("fourier_swap",),
+    "hafn": ("afn_hard",),
+    "im": ("infomax",),
+    "jan": ("jmmd",),
+    "mean_teacher": ("consistency",),
+    "pi_model": ("consistency",),
+    "rex": ("vrex",),
+    "safn": ("afn",),
+    "shot": ("infomax", "shot_labels"),
+    "simpleshot": ("nearest_class_mean", "normalize_features"),
+    "swd": ("sliced_wasserstein",),
+    "tent": ("entropy",),
+}
 
 
 class Entry(NamedTuple):
-    """A loss or a ready term.
+    """A loss, a helper of losses, or a ready term.
 
     Attributes:
         name: under which it is found, such as "losses.kd".
         fn: it.
         papers: where it comes from; the first is its own.
         variants: the values of its `variant`, the default first.
-        rows: how it treats rows, in words.
+        rows: how it treats rows, in words; of what is no loss, that it is a helper.
         tags: what it claims to obey.
         checked: what it is compared with in the tests.
         peers: packages that have it, and how they differ.
@@ -48,13 +69,13 @@ class Entry(NamedTuple):
 
 
 def entries() -> list[Entry]:
-    """All losses, alignments and ready terms, by place and name."""
+    """All losses, alignments, their helpers and ready terms, by place and name."""
     found: list[Entry] = []
     for place in PLACES:
         module = importlib.import_module(f"ttransfer.{place}")
         for name in sorted(module.__all__):
             fn = getattr(module, name)
-            if inspect.isfunction(fn) and (place == "terms" or claims_of(fn).own):
+            if inspect.isfunction(fn):
                 found.append(_entry(f"{place}.{name}", fn))
     return found
 
@@ -64,7 +85,8 @@ def _entry(name: str, fn: Callable[..., Any]) -> Entry:
     tags = tuple(key.replace("_", "-") for key, value in claims.tags.items() if value is True)
     variant = inspect.signature(fn).parameters.get("variant")
     variants = () if variant is None else tuple(dict.fromkeys((variant.default, "paper", "code")))
-    rows = "" if name.startswith("terms") else "couples rows" if claims.coupled else "a mean"
+    rows = "couples rows" if claims.coupled else "a mean"
+    rows = "" if name.startswith("terms") else rows if claims.own else HELPER
     measured = [(peer, *ratios) for (loss, peer), ratios in SPEEDS.items() if loss == name]
     speed = "; ".join(f"{eager:.2g}, {compiled:.2g} ({peer})" for peer, eager, compiled in measured)
     checked, peers = (" ".join(section(fn, title).split()) for title in ("Checked against", "Peers"))
@@ -89,6 +111,9 @@ def run(name: str, cite: bool) -> int:
         return 0
     name = name.lower()
     chosen = [entry for entry in known if name in (entry.name, entry.name.split(".")[1], f"tt.{entry.name}")]
+    if not chosen:
+        meant = PAPERS.get(name.replace("-", "_").replace(" ", "_"), ())
+        chosen = [entry for entry in known if entry.name.split(".")[1] in meant]
     if not chosen:
         names = [entry.name.split(".")[1] for entry in known]
         raise TransferError(f"losses: there is no {name!r}{nearest(name, names)}")

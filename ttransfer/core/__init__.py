@@ -20,7 +20,7 @@ from ttransfer.core._rebuild import replace
 from ttransfer.core._step import Spec, Step, ema, step
 from ttransfer.core._term import term
 from ttransfer.core._types import Batch, Functional, Logs, Optimizer, Out, Params, Schedule, State, Term
-from ttransfer.core._uniform import uniform
+from ttransfer.core._uniform import normal, uniform
 
 __all__ = [
     "Adapter",
@@ -52,6 +52,7 @@ __all__ = [
     "functional",
     "grid",
     "member",
+    "normal",
     "parse_path",
     "predict",
     "read",

@@ -50,8 +50,9 @@ def ensemble(step: Step, n: int, *, batches: str = "shared") -> Step:
         >>> logs["loss"].shape, tt.member(state, 1).trainable["net"]["weight"].shape
         (torch.Size([3]), torch.Size([2, 2]))
     """
-    if n < 1:
-        raise TransferError(f"ensemble: n must be at least 1, got {n}")
+    whole: Any = n
+    if isinstance(whole, bool) or not isinstance(whole, int) or n < 1:
+        raise TransferError(f"ensemble: n must be a whole number of at least 1, got {n!r}")
     if batches not in ("shared", "stacked"):
         raise TransferError(f"ensemble: batches must be 'shared' or 'stacked', got {batches!r}")
     stacked = batches == "stacked"
@@ -107,7 +108,7 @@ def sweep(step: Step, values: Mapping[str, Sequence[float]]) -> Step:
         A Step whose state and logs are stacked along a leading dimension.
 
     Raises:
-        TransferError: when lists differ in length; at `init`, for a name that is neither.
+        TransferError: when lists differ in length, for what are no numbers; at `init`, for a name that is neither.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -117,6 +118,9 @@ def sweep(step: Step, values: Mapping[str, Sequence[float]]) -> Step:
         >>> many.init({"s": {"x": torch.ones(4, 2)}}).hyper["kd.temperature"]
         tensor([1., 2., 4.], dtype=torch.float64)
     """
+    for name, given in values.items():
+        if isinstance(given, str) or any(isinstance(v, (str, bytes)) or v is None for v in cast(Any, given)):
+            raise TransferError(f"sweep: wanted numbers for {name!r}, got {given!r}")
     settings = {name: [float(v) for v in given] for name, given in values.items()}
     lengths = {name: len(given) for name, given in settings.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():

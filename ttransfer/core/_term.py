@@ -154,6 +154,8 @@ def _split(fn: Callable[..., Any], own: bool, keywords: Mapping[str, Any]) -> tu
             if "float" not in str(parameter.annotation) or parameter.kind is not parameter.KEYWORD_ONLY:
                 continue
             value = keywords.get(key, parameter.default)
+            if isinstance(given.get(key), str) and not isinstance(parameter.default, str):
+                raise TransferError(f"term({name_of(fn)}): {key} must be a number or a schedule, got {given[key]!r}")
             if is_number(value):
                 lifted[key] = value if isinstance(value, (Tensor, Schedule)) else float(value)
     return {k: v for k, v in given.items() if not isinstance(v, Schedule)}, lifted

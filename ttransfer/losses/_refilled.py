@@ -72,7 +72,8 @@ def refilled(
     positive = same & ~torch.eye(labels.shape[0], dtype=torch.bool, device=labels.device)
     # A tie is no triplet, and distances are right to a few roundings.
     tie = 32 * torch.finfo(s.dtype).eps
-    counts = positive[:, :, None] & ~same[:, None, :] & (gap_s > tie) & (gap_s <= margin)
+    easy = (gap_s <= tie) | (gap_s > margin)  # what is not a number is not, so that it shows
+    counts = positive[:, :, None] & ~same[:, None, :] & ~easy
     divergence = _divergence(gap_t / temperature, gap_s / temperature)
     return (torch.where(counts, divergence, 0).sum() / counts.sum().clamp_min(1)).to(student.dtype)
 

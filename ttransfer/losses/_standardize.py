@@ -113,5 +113,5 @@ def _standardized(z: Tensor) -> Tensor:
     variance = centred.square().sum(1, keepdim=True) / (z.shape[1] - 1)
     # What the mean's rounding leaves of equal logits is no deviation.
     rounding = (8 * torch.finfo(z.dtype).eps * z.detach().abs().amax(1, keepdim=True)).square()
-    varied = variance.detach() > rounding
-    return torch.where(varied, centred, 0) / (root(torch.where(varied, variance, 0)) + 1e-7)
+    equal = variance.detach() <= rounding
+    return torch.where(equal, 0, centred) / (root(torch.where(equal, 0, variance)) + 1e-7)

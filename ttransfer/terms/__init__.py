@@ -20,6 +20,7 @@ from ttransfer.terms._multilevel import multilevel
 from ttransfer.terms._ofd import ofd
 from ttransfer.terms._partial import iwan, osbp, pada
 from ttransfer.terms._reviewkd import reviewkd
+from ttransfer.terms._sliced import sliced_wasserstein
 from ttransfer.terms._symnets import symnets
 from ttransfer.terms._vat import vat
 from ttransfer.terms._vid import vid
@@ -49,6 +50,7 @@ __all__ = [
     "osbp",
     "pada",
     "reviewkd",
+    "sliced_wasserstein",
     "symnets",
     "vat",
     "vid",

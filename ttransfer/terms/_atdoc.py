@@ -29,7 +29,8 @@ def atdoc(
     The memory of the whole target's features and predictions is a state of the term: random directions and equal
     probabilities at first, then what was seen last of each row. The vote is taken before the batch is written. The
     authors write it after the net's update, from another pass in eval mode; here it is this pass's. While most of the
-    memory is not written yet the votes say nothing: let the weight grow, as by ``tt.schedules.linear``.
+    memory is not written yet the votes say nothing: let the weight grow. The authors' goes from 0 to 0.2 over the run,
+    in a straight line: ``weight=tt.schedules.linear(0.0, 0.2, steps)``.
 
     Args:
         logits: the read of the target's logits, (n, classes).

@@ -19,6 +19,7 @@ from ttransfer.align import (
     weighted_domain_adversarial,
 )
 from ttransfer.core import Adapter, Params, Term, term
+from ttransfer.terms._parts import want_adapters
 
 __all__ = ["cdan", "cdan_e"]
 
@@ -45,7 +46,8 @@ def cdan(
         1/2 [ BCE(critic(R(source) x g), 1) + BCE(critic(R(target) x g), 0) ], g = softmax(logits)
 
     where R is the identity whose gradient is multiplied by ``-scale``. The paper's objective lets that gradient
-    into the predictions too; its authors' code, and so the default here, detaches them.
+    into the predictions too; its authors' code, and so the default here, detaches them. The paper's equation 1
+    has no 1/2: the half comes from the authors' code, where both domains share one mean.
 
     Args:
         source: the read of source features, (n, d).
@@ -166,6 +168,7 @@ def _conditional(
 ) -> Term:
     """A term whose critic sees features and predictions; `value` takes the critic's logits and the predictions'."""
     name = about.__name__
+    want_adapters(name, critic=critic)
     if random is not None and random < 1:
         raise TransferError(f"{name}: wanted at least 1 random product, or None for all, got {random}")
     if variant not in ("paper", "code"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttransfer._claims import claims
 from ttransfer.align import domain_adversarial, gradient_reversal
 from ttransfer.core import Adapter, Params, Term, term
+from ttransfer.terms._parts import want_adapters
 
 __all__ = ["dann"]
 
@@ -30,7 +31,8 @@ def dann(
 
         1/2 [ BCE(critic(R(source)), 1) + BCE(critic(R(target)), 0) ]
 
-    where R is the identity whose gradient is multiplied by ``-scale``.
+    where R is the identity whose gradient is multiplied by ``-scale``. The paper's equation 9 has no 1/2: the half
+    comes from the authors' code, where both domains share one mean. ``weight=2.0`` makes it the equation's.
 
     Args:
         source: the read of source features, (n, d).
@@ -41,6 +43,9 @@ def dann(
 
     Returns:
         A Term.
+
+    Raises:
+        TransferError: for a critic that is no Adapter; `tt.adapters.module` makes one of a module.
 
     Example:
         >>> import ttransfer as tt
@@ -54,6 +59,7 @@ def dann(
         Yaroslav Ganin, Evgeniya Ustinova, Hana Ajakan, Pascal Germain, Hugo Larochelle, François Laviolette,
         Mario Marchand, Victor Lempitsky. Domain-Adversarial Training of Neural Networks. 2016.
     """
+    want_adapters("dann", critic=critic)
 
     @claims(coupled=True, about=dann)
     def loss(source: Tensor, target: Tensor, *, params: Mapping[str, Tensor], scale: float | Tensor = 1.0) -> Tensor:

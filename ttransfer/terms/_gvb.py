@@ -11,7 +11,7 @@ from torch import Tensor
 from ttransfer import align
 from ttransfer._claims import claims
 from ttransfer.core import Adapter, Params, Term, term
-from ttransfer.terms._parts import part, under
+from ttransfer.terms._parts import part, under, want_adapters
 
 __all__ = ["gvb"]
 
@@ -55,6 +55,9 @@ def gvb(
     Returns:
         A Term.
 
+    Raises:
+        TransferError: for critics that are no Adapters.
+
     Example:
         >>> import ttransfer as tt
         >>> reads = "net(source)[0]", "net(target)[0]", "net(source)[1]", "net(target)[1]"
@@ -72,6 +75,7 @@ def gvb(
         Shuhao Cui, Shuhui Wang, Junbao Zhuo, Chi Su, Qingming Huang, Qi Tian.
         Gradually Vanishing Bridge for Adversarial Domain Adaptation. 2020.
     """
+    want_adapters("gvb", critic=critic, critic_bridge=critic_bridge)
 
     @claims(coupled=True, about=gvb)
     def loss(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttransfer import align
 from ttransfer._claims import claims
 from ttransfer.core import Adapter, Params, Term, term
+from ttransfer.terms._parts import want_adapters
 
 __all__ = ["mdd"]
 
@@ -45,6 +46,9 @@ def mdd(
     Returns:
         A Term.
 
+    Raises:
+        TransferError: for an adversary that is no Adapter.
+
     Example:
         >>> import ttransfer as tt
         >>> reads = "net(source).fc:in", "net(target).fc:in", "net(source)", "net(target)"
@@ -62,6 +66,7 @@ def mdd(
         Yuchen Zhang, Tianle Liu, Mingsheng Long, Michael I. Jordan.
         Bridging Theory and Algorithm for Domain Adaptation. 2019.
     """
+    want_adapters("mdd", adversary=adversary)
 
     @claims(coupled=True, about=mdd)
     def loss(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ttransfer import align
 from ttransfer._claims import claims
 from ttransfer.core import Adapter, Params, Term, term
-from ttransfer.terms._parts import part, under
+from ttransfer.terms._parts import part, under, want_adapters
 
 __all__ = ["iwan", "osbp", "pada"]
 
@@ -55,6 +55,9 @@ def pada(
     Returns:
         A Term.
 
+    Raises:
+        TransferError: for critics that are no Adapters.
+
     Example:
         >>> import ttransfer as tt
         >>> reads = "net(source).fc:in", "net(target).fc:in", "net(source)", "net(target)", "source.y"
@@ -67,6 +70,7 @@ def pada(
     References:
         Zhangjie Cao, Lijia Ma, Mingsheng Long, Jianmin Wang. Partial Adversarial Domain Adaptation. 2018.
     """
+    want_adapters("pada", critic=critic)
 
     @claims(coupled=True, about=pada)
     def loss(
@@ -124,6 +128,9 @@ def iwan(source: Any, target: Any, *, first: Adapter, critic: Adapter, scale: An
     Returns:
         A Term.
 
+    Raises:
+        TransferError: for critics that are no Adapters.
+
     Example:
         >>> import ttransfer as tt
         >>> reads = "net(source).fc:in", "net(target).fc:in"
@@ -138,6 +145,7 @@ def iwan(source: Any, target: Any, *, first: Adapter, critic: Adapter, scale: An
         Jing Zhang, Zewei Ding, Wanqing Li, Philip Ogunbona.
         Importance Weighted Adversarial Nets for Partial Domain Adaptation. 2018.
     """
+    want_adapters("iwan", first=first, critic=critic)
 
     @claims(coupled=True, about=iwan)
     def loss(source: Tensor, target: Tensor, *, params: Mapping[str, Tensor], scale: float | Tensor) -> Tensor:

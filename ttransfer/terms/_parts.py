@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError
-from ttransfer.core import Params, Read, read
+from ttransfer._errors import TransferError, shown
+from ttransfer.core import Adapter, Params, Read, read
 from ttransfer.core._paths import Field, Forward
 
-__all__ = ["batch_norm", "keys_of", "norm_layer", "part", "under"]
+__all__ = ["batch_norm", "keys_of", "norm_layer", "part", "under", "want_adapters"]
 
 
 def under(name: str, params: Mapping[str, Tensor]) -> Params:
@@ -37,6 +37,18 @@ def batch_norm(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     single value per channel, which it brings to the bias.
     """
     return torch.batch_norm(x, params["weight"], params["bias"], None, None, True, 0.0, 1e-5, False)
+
+
+def want_adapters(called: str, **given: Any) -> None:
+    """Refuse what is no adapter, under the names of the arguments.
+
+    Raises:
+        TransferError: naming the cure for a module.
+    """
+    for name, one in given.items():
+        if not isinstance(one, Adapter):
+            cure = "tt.adapters.mlp(256) is one, tt.adapters.module(net) makes one of an nn.Module"
+            raise TransferError(f"{called}: wanted an Adapter for {name}, got {shown(one)}; {cure}")
 
 
 def keys_of(called: str, given: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from ttransfer import align
 from ttransfer._claims import claims
-from ttransfer.core import Term, term, uniform
+from ttransfer.core import Term, normal, term
 
 __all__ = ["vat"]
 
@@ -54,7 +52,8 @@ def vat(
     def loss(
         fn: Callable[[Tensor], Tensor], x: Tensor, keys: Tensor, *, radius: float | Tensor, iterations: int = 1
     ) -> Tensor:
-        return align.vat(fn, x, _normal(keys, x), radius=radius, iterations=iterations)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return align.vat(fn, x, normal(keys, *x.shape[1:], dtype=dtype), radius=radius, iterations=iterations)
 
     if not coupled:
         return term(loss, fn, x, keys, weight=weight, count=_rows, coupled=False, radius=radius, iterations=iterations)
@@ -63,12 +62,3 @@ def vat(
 
 def _rows(fn: Any, x: Tensor, keys: Tensor) -> int:
     return x.shape[0]
-
-
-def _normal(keys: Tensor, like: Tensor) -> Tensor:
-    """Normal numbers of a tensor's shape, from those that are uniform."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    least = 2.0**-32 if dtype == torch.float64 else 2.0**-24
-    draws = functools.partial(uniform, keys, *like.shape[1:], dtype=dtype)
-    # In the middle of each step of the generator: 0 and 1 have no logarithm's root.
-    return math.sqrt(2) * torch.erfinv(2 * draws() - 1 + least)

@@ -14,7 +14,7 @@ from ttransfer import losses
 from ttransfer._claims import claims
 from ttransfer._errors import TransferError
 from ttransfer.core import Adapter, Params, Term, term
-from ttransfer.terms._parts import part, under
+from ttransfer.terms._parts import part, under, want_adapters
 
 __all__ = ["vid"]
 
@@ -38,7 +38,7 @@ def vid(student: Any, teacher: Any, *, mean: Adapter, variance: float = 5.0, wei
         A Term.
 
     Raises:
-        TransferError: for a variance that is not above 1e-5.
+        TransferError: for a variance that is not above 1e-5, for a mean that is no Adapter.
 
     Example:
         >>> import ttransfer as tt
@@ -50,6 +50,7 @@ def vid(student: Any, teacher: Any, *, mean: Adapter, variance: float = 5.0, wei
         Sungsoo Ahn, Shell Xu Hu, Andreas Damianou, Neil D. Lawrence, Zhenwen Dai.
         Variational Information Distillation for Knowledge Transfer. 2019.
     """
+    want_adapters("vid", mean=mean)
     if not variance > _LEAST:
         raise TransferError(f"vid: wanted a variance above {_LEAST}, got {variance!r}")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ttransfer import align
 from ttransfer._claims import claims
 from ttransfer.core import Adapter, Params, Term, term, uniform
-from ttransfer.terms._parts import keys_of
+from ttransfer.terms._parts import keys_of, want_adapters
 
 __all__ = ["wdgrl", "wdgrl_phases"]
 
@@ -64,6 +64,7 @@ def wdgrl(
         Jian Shen, Yanru Qu, Weinan Zhang, Yong Yu.
         Wasserstein Distance Guided Representation Learning for Domain Adaptation. 2018.
     """
+    want_adapters("wdgrl", critic=critic)
 
     @claims(coupled=True, about=wdgrl)
     def loss(

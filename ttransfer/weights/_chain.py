@@ -44,12 +44,18 @@ def chain(*maps: WeightMap) -> WeightMap:
             dry = each.plan(here, target)
             for via, why in dry.unused.items():
                 lost.update({name: why for name in made.get(via, Made(())).sources if name not in lost})
-            stays = {name for name, one in dry.made.items() if one.sources and not (set(one.sources) - kept)}
-            made = {name: _since(one, made) for name, one in dry.made.items() if name not in stays}
+            # Made of what has no origin in the source, it has none either: a target's own tensor, handed on.
+            own = {name for name, one in dry.made.items() if one.sources and not made.keys() & set(one.sources)}
+            stays = {name for name in own if kept.issuperset(dry.made[name].sources)}
+            made = {name: _since(one, made) for name, one in dry.made.items() if name not in own}
             kept = stays | set(dry.kept)
         used = {source for one in made.values() for source in one.sources}
         unused = {name: lost.get(name, "") for name in src if name not in used}
-        return dry._replace(made=made, kept=tuple(name for name in like if name in kept), unused=unused)
+        said = {*made, *kept, *dry.mismatched, *dry.ambiguous}
+        missing = tuple(name for name in like if name not in said)
+        return dry._replace(
+            made=made, kept=tuple(name for name in like if name in kept), missing=missing, unused=unused
+        )
 
     return WeightMap(apply, plan)
 
