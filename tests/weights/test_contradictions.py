@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttransfer.weights._contradictions import crossing, swapped, torn
+from ttransfer.weights._contradictions import crossing, misnamed, swapped, torn
 
 
 @settings(max_examples=150)
@@ -54,3 +54,30 @@ def test_numbers_may_differ() -> None:
     made = {"net.1.weight": "features.2.weight", "net.2.weight": "features.1.weight", "bn1.bias": "bn2.bias"}
     assert swapped(made, (), made.values(), made) == []
     assert swapped({"weight": "module.weight"}, (), ["module.weight"], ["weight"]) == []
+
+
+def test_siblings_named_after_anothers_source_are_in_doubt() -> None:
+    made = {
+        "encoder.self_attn.k_proj.weight": "bert.attention.self.query.weight",
+        "encoder.self_attn.v_proj.weight": "bert.attention.self.key.weight",
+        "encoder.self_attn.q_proj.weight": "bert.attention.self.value.weight",
+        "encoder.fc1.weight": "bert.intermediate.dense.weight",
+    }
+    alike = dict.fromkeys(made, "a square")
+    assert misnamed(made, (), alike) == dict.fromkeys(list(made)[:3], tuple(made.values())[:3])
+    right = dict(zip(made, [f"bert.attention.self.{name}.weight" for name in ("key", "value", "query")], strict=False))
+    assert misnamed(right, (), alike) == {}
+    # Of other shapes they could not be exchanged; and what the names decided is not in doubt.
+    assert misnamed(made, (), {target: i for i, target in enumerate(made)}) == {}
+    assert misnamed(made, made, alike) == {}
+
+
+def test_what_siblings_have_in_common_and_their_numbers_say_nothing() -> None:
+    for pairs in (
+        {"up_proj.weight": "up.weight", "gate_proj.weight": "gate.weight"},
+        {"bn1.weight": "_bn0.weight", "bn2.weight": "_bn1.weight", "bn3.weight": "_bn2.weight"},
+        {"stem.weight": "conv.weight", "neck.weight": "act.weight"},
+    ):
+        assert misnamed(pairs, (), dict.fromkeys(pairs, 0)) == {}
+    crossed = {"up_proj.weight": "mlp_gate.weight", "gate_proj.weight": "mlp_up.weight"}
+    assert list(misnamed(crossed, (), dict.fromkeys(crossed, 0))) == list(crossed)

@@ -161,6 +161,26 @@ def test_what_may_be_either_is_refused() -> None:
         match().apply(src, like)
 
 
+def test_query_key_and_value_are_not_exchanged() -> None:
+    def attention(*names: str) -> Params:
+        return {
+            f"{name}.{part}": torch.zeros((4, 4) if part == "weight" else 4)
+            for name in names
+            for part in ("weight", "bias")
+        }
+
+    src = attention("self.query", "self.key", "self.value", "fc")
+    like = attention("attn.k_proj", "attn.v_proj", "attn.q_proj", "linear")
+    plan = match().plan(src, like)
+    assert plan.ambiguous["attn.k_proj.weight"] == ("self.query.weight", "self.key.weight", "self.value.weight")
+    with pytest.raises(TransferError, match=r"ambiguous, it may be 'self.query.weight', 'self.key.weight'"):
+        match().apply(src, like)
+    same = attention("attn.q_proj", "attn.k_proj", "attn.v_proj", "linear")
+    assert match().plan(src, same).made["attn.k_proj.bias"].sources == ("self.key.bias",)
+    # Asked for by name, the order is the caller's to answer for.
+    assert match_by_order().plan(src, like).made["attn.k_proj.weight"].sources == ("self.query.weight",)
+
+
 def test_kinds_are_not_mixed() -> None:
     src = {"bn.running_var": torch.ones(4), "bn.running_mean": torch.zeros(4)}
     like = {"norm.running_mean": torch.zeros(4), "norm.running_var": torch.ones(4)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["NUMBERED", "crossing", "swapped", "torn"]
+__all__ = ["NUMBERED", "crossing", "misnamed", "swapped", "torn"]
 
 NUMBERED = re.compile(r"(.*?)(\d+)")
 """A part of a name that counts: what is counted, and the number."""
@@ -99,6 +99,54 @@ def swapped(made: Mapping[str, str], by_name: Iterable[str], src: Iterable[str],
         if b[-back] in there[tuple(a[:-back])] and a[-back] in here[tuple(b[:-back])]:
             found.append(target)
     return found
+
+
+def misnamed(
+    made: Mapping[str, str], by_name: Iterable[str], kinds: Mapping[str, object]
+) -> dict[str, tuple[str, ...]]:
+    """Targets among siblings of one kind, of which one is named after the source of another: "k_proj" from "query".
+
+    Nets define query, key and value in this order or in another. What siblings have in common says nothing ("proj"),
+    nor do numbers; of the rest, words resemble each other that are equal or of which one begins the other.
+
+    Args:
+        made: target -> source.
+        by_name: targets of which the names decided.
+        kinds: target -> what all tensors that may be exchanged have in common.
+
+    Returns:
+        target -> the sources of its siblings, of which each may be meant.
+    """
+    sure = set(by_name)
+    families: dict[object, list[tuple[str, str, str]]] = {}
+    for target, source in made.items():
+        a, b = target.split("."), source.split(".")
+        back = next((k for k in range(1, min(len(a), len(b)) + 1) if a[-k] != b[-k]), 0)
+        if target not in sure and back:
+            tail = tuple(a[len(a) - back + 1 :])
+            family = tuple(a[:-back]), tuple(b[:-back]), tail, kinds[target]
+            families.setdefault(family, []).append((target, a[-back], b[-back]))
+    found: dict[str, tuple[str, ...]] = {}
+    for family in families.values():
+        wanted, given = _own_words([a for _, a, _ in family]), _own_words([b for _, _, b in family])
+        alike = [{j for j, other in enumerate(given) if _resemble(own, other)} for own in wanted]
+        if any(near and i not in near for i, near in enumerate(alike)):
+            sources = tuple(made[target] for target, _, _ in family)
+            found.update((target, sources) for target, _, _ in family)
+    return found
+
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
+def _own_words(names: Sequence[str]) -> list[set[str]]:
+    """The words of each name that not all of them have."""
+    words = [{word.lower() for word in _WORD.findall(name)} for name in names]
+    return [own - set.intersection(*words) for own in words] if len(words) > 1 else [set()]
+
+
+def _resemble(one: Iterable[str], other: Iterable[str]) -> bool:
+    return any(a.startswith(b) or b.startswith(a) for a in one for b in other)
 
 
 def _children(names: Iterable[str]) -> dict[tuple[str, ...], set[str]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._contradictions import swapped, torn
-from ttransfer.weights._order import Decided, by_order, disorder
+from ttransfer.weights._contradictions import misnamed, swapped, torn
+from ttransfer.weights._order import Decided, by_order, disorder, kind
 from ttransfer.weights._routes import Route, Routes, Tensors, routed
 from ttransfer.weights._shapes import by_shape
 from ttransfer.weights._strict import Allow, allowed, strictly
@@ -30,8 +30,9 @@ def match(*, allow: Allow = ()) -> WeightMap:
     another is taken where nothing contradicts it. To that end an order is read only where the names may stand in
     one, which they do not in a sorted file, or where a module is in two places, or "blocks.1" before "blocks.0";
     what is decided by shape must not contradict the order, nor the numbers in the names, unless there is one tensor
-    of that shape in all; a module's tensors are of one module; and of siblings that have the same names on both sides
-    none gets another's.
+    of that shape in all; a module's tensors are of one module; of siblings that have the same names on both sides
+    none gets another's; and of siblings of one shape none is named after another's source, as "k_proj" is after "key"
+    and not after "query".
 
     Strict: a target that gets nothing, or could get more than one thing, is an error, and so is a source tensor that
     goes nowhere, unless `allow` names it. Inside a compiled step use `match_by_name` without `allow`: torch 2.8
@@ -165,8 +166,11 @@ def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
             if decide is _by_name or not more:
                 continue
             made = {target: source for target, (source, _) in found.items()}
-            for target in dict.fromkeys((*torn(made, named), *swapped(made, named, src, like))):
-                ambiguous[target] = (found.pop(target)[0],)
+            # Whoever asks for the order alone answers for what the names say.
+            near = misnamed(made, named, {t: kind(t, like) for t in made}) if _by_name in deciders else {}
+            for target in dict.fromkeys((*torn(made, named), *swapped(made, named, src, like), *near)):
+                source = found.pop(target)[0]
+                ambiguous[target] = near.get(target, (source,))
         kept = tuple(name for name in like if name not in found and let(name))
         bent = {name: _misfit(src, like, name) for name in like if name in src and name not in found}
         if _by_name not in deciders:
