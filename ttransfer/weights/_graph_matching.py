@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError, shown
+from ttransfer._errors import TransferError
 from ttransfer.weights._groups import Axis, Group
 from ttransfer.weights._routes import Tensors
-from ttransfer.weights._weight_matching import assignment, free_of, weights_of
+from ttransfer.weights._weight_matching import assignment, both_of, free_of
 
 __all__ = ["graph_matching"]
 
@@ -75,12 +75,7 @@ def graph_matching(
         raise TransferError(
             f"graph_matching: wanted 0 < decay < 1 and 0 < least <= temperature, got {decay}, {least} and {temperature}"
         )
-    here, there = (weights_of("graph_matching", x, groups) for x in (a, b))
-    for name, x in here.items():
-        if there[name].shape != x.shape:
-            raise TransferError(
-                f"graph_matching: {name!r} is {shown(x)} in the one and {shown(there[name])} in the other"
-            )
+    here, there = both_of("graph_matching", a, b, groups)
     free = free_of(groups)
     soft = {i: torch.full((groups[i].size,) * 2, 1 / groups[i].size, dtype=torch.float64) for i in free}
     on: dict[str, list[tuple[int, Axis]]] = {}

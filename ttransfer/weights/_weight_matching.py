@@ -12,7 +12,7 @@ from ttransfer.weights._groups import Axis, Group
 from ttransfer.weights._merging import real, statistic
 from ttransfer.weights._routes import Tensors
 
-__all__ = ["assignment", "entries_of", "free_of", "reordered", "weight_matching", "weights_of"]
+__all__ = ["assignment", "both_of", "entries_of", "free_of", "reordered", "weight_matching", "weights_of"]
 
 
 def weight_matching(
@@ -56,13 +56,7 @@ def weight_matching(
         Symmetries. 2023.
     """
     free = free_of(groups)
-    here = weights_of("weight_matching", a, groups)
-    there = weights_of("weight_matching", b, groups)
-    for name, x in here.items():
-        if there[name].shape != x.shape:
-            raise TransferError(
-                f"weight_matching: {name!r} is {shown(x)} in the one and {shown(there[name])} in the other"
-            )
+    here, there = both_of("weight_matching", a, b, groups)
     found = {i: torch.arange(groups[i].size) for i in free}
     generator = torch.Generator().manual_seed(seed)
     for _ in range(sweeps):
@@ -97,6 +91,19 @@ def free_of(groups: Sequence[Group]) -> list[int]:
             for key, some in entries.items():
                 taken.setdefault(key, set()).update(some)
     return free
+
+
+def both_of(whose: str, a: Tensors, b: Tensors, groups: Sequence[Group]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of two nets that groups name.
+
+    Raises:
+        TransferError: if one of them is not there, or differs in shape.
+    """
+    here, there = weights_of(whose, a, groups), weights_of(whose, b, groups)
+    for name, x in here.items():
+        if there[name].shape != x.shape:
+            raise TransferError(f"{whose}: {name!r} is {shown(x)} in the one and {shown(there[name])} in the other")
+    return here, there
 
 
 def weights_of(whose: str, tensors: Tensors, groups: Sequence[Group]) -> dict[str, Tensor]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ttransfer import TransferError
 from ttransfer._errors import nearest
-from ttransfer.core._skeleton import copy_of
 from ttransfer_ext._needed import needed
+from ttransfer_ext._untrained import untrained
 
 __all__ = ["known", "model"]
 
@@ -57,20 +56,8 @@ def model(name: str, *, classes: int | None = None, channels: int | None = None,
         )
     given = {"num_classes": classes, "in_chans": channels, **options}
 
-    def make() -> nn.Module:
-        try:
-            return timm.create_model(name, pretrained=False, **{k: v for k, v in given.items() if v is not None})
-        except TypeError as error:
-            raise TransferError(f"timm.model: {name!r} does not take these options: {error}") from error
-
-    if torch.get_default_device().type != "meta":
-        return make()
-    try:
-        return make()
-    except (NotImplementedError, RuntimeError):
-        # Some models compute with values while they are made, which meta tensors have none of.
-        with torch.device("cpu"):
-            return copy_of(make())
+    told = {option: value for option, value in given.items() if value is not None}
+    return untrained("timm.model", name, lambda: timm.create_model(name, pretrained=False, **told))
 
 
 def known(name: str) -> None:

@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ttransfer import TransferError
 from ttransfer._errors import nearest
-from ttransfer.core._skeleton import copy_of
 from ttransfer_ext._needed import needed
+from ttransfer_ext._untrained import untrained
 
 __all__ = ["builder", "model"]
 
@@ -56,20 +55,7 @@ def model(name: str, *, classes: int | None = None, **options: Any) -> nn.Module
     takes = inspect.signature(build).parameters
     given.update({option: None for option in ("weights", "weights_backbone") if option in takes})
 
-    def make() -> nn.Module:
-        try:
-            return build(**given)
-        except TypeError as error:
-            raise TransferError(f"torchvision.model: {name!r} does not take these options: {error}") from error
-
-    if torch.get_default_device().type != "meta":
-        return make()
-    try:
-        return make()
-    except (NotImplementedError, RuntimeError):
-        # Some models compute with values while they are made, which meta tensors have none of.
-        with torch.device("cpu"):
-            return copy_of(make())
+    return untrained("torchvision.model", name, lambda: build(**given))
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
