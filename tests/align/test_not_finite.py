@@ -75,10 +75,10 @@ def test_one_member_does_not_end_the_others(name: str) -> None:
     torch.testing.assert_close(slopes[0], grad(CASES[name])(X), rtol=1e-4, atol=1e-5)
 
 
-TRIALS = {trial.name: trial for trial in all_trials() if trial.subject.trained()}
+BY_NAME = {trial.name: trial for trial in all_trials() if trial.subject.trained()}
 
 
-@pytest.mark.parametrize("trial", TRIALS.values(), ids=list(TRIALS))
+@pytest.mark.parametrize("trial", BY_NAME.values(), ids=list(BY_NAME))
 def test_one_entry_that_is_no_number_shows_in_the_value(trial: Trial) -> None:
     """On the inputs of each loss's own trial: in the first tensor that gets a gradient."""
     subject = trial.subject
