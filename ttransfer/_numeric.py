@@ -10,7 +10,19 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["distances", "divergence", "entropies", "gram", "log_other", "picked", "root", "unit", "wide", "without"]
+__all__ = [
+    "distances",
+    "divergence",
+    "entropies",
+    "finite",
+    "gram",
+    "log_other",
+    "picked",
+    "root",
+    "unit",
+    "wide",
+    "without",
+]
 
 
 def wide(*xs: Tensor) -> tuple[Tensor, ...]:

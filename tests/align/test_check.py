@@ -285,3 +285,13 @@ def test_numbers_of_numpy_and_tensors_pass() -> None:
         in_range("loss", t=float("nan"))
     with pytest.raises(TransferError, match=r"loss: wanted a whole number of at least 1 for t, got True$"):
         whole("loss", 1, t=True)
+
+
+def test_a_number_that_was_a_tensor_s_passes_in_a_graph() -> None:
+    def loss(source: Tensor, target: Tensor) -> Tensor:
+        return align.mmd_unbiased(source, target, bandwidth=source.square().mean().item())
+
+    s, t = torch.randn(6, 3), torch.randn(5, 3)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(s, t), loss(s, t))

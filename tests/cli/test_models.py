@@ -76,6 +76,7 @@ def test_classes(nets: Path) -> None:
         ("my_nets:fails", None, "my_nets:fails raised ValueError: no such width"),
         ("my_nets:needs", None, "my_nets:needs raised TypeError: needs() missing 1 required positional argument"),
         ("my_nets:nett", None, "my_nets has no 'nett'; did you mean 'net'"),
+        ("tim:resnet18", None, "there is no module 'tim'; did you mean 'timm:resnet18'?"),
         ("resnet18", None, "'resnet18' names no model: want KIND:NAME, package.module:factory or file.py:factory"),
     ],
 )

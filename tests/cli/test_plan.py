@@ -112,6 +112,19 @@ def test_renamings_come_one_after_the_other(capsys: Out) -> None:
     assert "backbone.0.weight" in capsys.readouterr().out
 
 
+def test_new_names_that_the_model_has_not_are_told(capsys: Out) -> None:
+    assert main(["plan", "same.pt", "nets.py:net", "--rename", "2=head"]) == 0
+    out = capsys.readouterr().out
+    assert "2.weight  <- 2.weight  by order: 1 of 2" in out
+    assert "2 renamed tensors have names that the model has not: 'head.weight'" in out
+
+
+def test_why_no_order_is_read_is_told(capsys: Out) -> None:
+    torch.save(dict(sorted(nn.Sequential(*(nn.Linear(2, 2) for _ in range(40))).state_dict().items())), "sorted.pt")
+    assert main(["plan", "sorted.pt", "nets.py:deep", "--rename", r"(\d+)\.(.*)=net\1.\2"]) == 1
+    assert "No order was read, for in the source 'net2' comes after" in capsys.readouterr().out
+
+
 def test_long_tables_are_cut_unless_asked_for(capsys: Out) -> None:
     assert main(["plan", "deep.pt", "nets.py:deep"]) == 0
     out = capsys.readouterr().out

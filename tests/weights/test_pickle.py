@@ -141,8 +141,11 @@ def test_garbage_is_refused(tmp_path: Path, text: bytes) -> None:
 
 
 def test_a_pickle_without_torch_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": [1.0, 2.0]}))
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": [1.0, 2.0]}, protocol=2))
     with pytest.raises(TransferError, match=r"is no file of torch\.save, or not all of one"):
+        read_pickle(tmp_path / "x.pkl")
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": [1.0, 2.0]}, protocol=4))
+    with pytest.raises(TransferError, match=r"is a pickle of a newer protocol than that of torch\.save"):
         read_pickle(tmp_path / "x.pkl")
 
 

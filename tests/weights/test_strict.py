@@ -92,3 +92,13 @@ def test_match_says_why_it_read_no_order() -> None:
     with pytest.raises(TransferError) as found:
         match_by_name().apply(src, like)
     assert "order was read" not in str(found.value)
+
+
+def test_match_names_the_pair_that_crosses() -> None:
+    src, like = zeros("patch.w", "x.w", "y.w", "pos.w"), zeros("pos.w", "patch.w", "b.w", "a.w")
+    with pytest.raises(TransferError) as found:
+        match().apply(src, like)
+    assert (
+        "no order was read, for the target has 'pos.w' before 'patch.w' and the source 'patch.w' before 'pos.w'; "
+        "rename the others too, or drop what crosses"
+    ) in str(found.value).splitlines()

@@ -76,11 +76,20 @@ def in_range(called: str, low: float = 0.0, high: float = math.inf, *, closed: b
         if x is None or isinstance(x, Tensor):
             continue
         number = isinstance(x, kinds) and not isinstance(x, bool)
-        if not number or not (low < x <= high or (closed and x == low)):
+        if not number or not (_holds(x >= low if closed else x > low) and _holds(x <= high)):
             wanted = f"a number from {low:g} to {high:g}" if closed else f"a number above {low:g}"
             wanted = f"a number of at least {low:g}" if closed and high == math.inf else wanted
             wanted += f", at most {high:g}" if not closed and high < math.inf else ""
             raise TransferError(f"{called}: wanted {wanted} for {name}, got {x!r}")
+
+
+def _holds(condition: bool) -> bool:
+    """Whether a comparison holds; of a number that was a tensor's a graph knows no value, and it passes as tensors do."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_true  # it takes long to import
+
+    return guard_or_true(condition)
 
 
 def whole(called: str, least: int, **numbers: Any) -> None:

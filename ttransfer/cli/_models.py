@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 from collections.abc import Callable
@@ -48,6 +50,8 @@ def model(place: str, *, classes: int | None = None) -> nn.Module:
         raise TransferError(
             f"{place!r} names no model: want KIND:NAME, package.module:factory or file.py:factory{known}"
         )
+    if kind.isidentifier() and (meant := difflib.get_close_matches(kind, kinds)) and not importlib.util.find_spec(kind):
+        raise TransferError(f"there is no module {kind!r}; did you mean '{meant[0]}:{name}'?")
     found = load(place)
     if isinstance(found, nn.Module):
         if classes is not None:

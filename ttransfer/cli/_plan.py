@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, nearest
 from ttransfer.cli._models import model
 from ttransfer.core._maps import Plan, WeightMap
 from ttransfer.weights import chain, drop, load, match, match_by_name, match_by_order, match_by_shape, rename
+from ttransfer.weights._match import unread
 from ttransfer.weights._show import lines
 
 __all__ = ["Options", "run"]
@@ -77,11 +78,12 @@ def run(options: Options) -> int:
 
 
 def _planned(options: Options, out: Console) -> int:
-    steps = _map(options)
+    before, last = _maps(options)
     said: list[str] = []
     src = load(options.src, of=options.of, tell=said.append)
     like = model(options.model, classes=options.classes).state_dict()
-    plan = steps.plan(src, like)
+    plan = chain(before, last).plan(src, like)
+    renamed = before.apply(src, like)
     for line in said:
         _print(out, line.removeprefix("load: "), "dim")
     _print(out, f"{options.src}: {_size(src)}")
@@ -101,6 +103,10 @@ def _planned(options: Options, out: Console) -> int:
             _print(out, f"... and {len(one.rows) - len(rows)} more; --all prints them", "dim")
     bad = [one for one in sorts if one.style == BAD]
     _print(out, "")
+    if told := _strange(src, renamed, like):
+        _print(out, told, "yellow")
+    if plan.ambiguous and not options.by and (told := unread(renamed, like)):
+        _print(out, f"{told[0].upper()}{told[1:]}.")
     if bad:
         _print(out, "Not all is accounted for. --rename OLD=NEW, --drop PATTERN and --allow PATTERN say what is meant.")
         if not options.rename and (told := _prefix(src, like)):
@@ -178,13 +184,22 @@ def _prefix(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> str:
     return f"{found[best]} names would be the model's with --rename {shlex.quote(best)}" if best else ""
 
 
-def _map(options: Options) -> WeightMap:
-    """Drop, rename in the order given, and match."""
+def _strange(src: Mapping[str, Tensor], renamed: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> str:
+    """Say which new names are none of the model's: what has such a name is matched by other means, or not at all."""
+    strange = [name for name in renamed if name not in src and name not in like]
+    if not strange:
+        return ""
+    many = f"{len(strange)} renamed tensors have names" if len(strange) > 1 else "1 renamed tensor has a name"
+    return f"{many} that the model has not: {strange[0]!r}{nearest(strange[0], like)}"
+
+
+def _maps(options: Options) -> tuple[WeightMap, WeightMap]:
+    """What drops and renames, in the order given, and what matches."""
     if options.by not in MATCHES:
         raise TransferError(f"--by {options.by}: want name, order or shape")
     steps = [drop(options.drop)] if options.drop else []
     steps += [_renaming(text) for text in options.rename]
-    return chain(*steps, MATCHES[options.by](allow=options.allow))
+    return chain(*steps), MATCHES[options.by](allow=options.allow)
 
 
 def _renaming(text: str) -> WeightMap:

@@ -54,9 +54,9 @@ def bss(features: Tensor, *, k: int = 1) -> Tensor:
     if not 1 <= k <= least:
         raise TransferError(f"bss: wanted k from 1 to min(n, d) = {least}, got {k}")
     # A Gram matrix squares the condition: in float64, what is small beside the largest value is still right.
-    x, rest = finite(features.to(torch.float64))
-    x = x if x.shape[0] <= x.shape[1] else x.mT
+    x = features.to(torch.float64)
+    products, rest = finite(gram(x if x.shape[0] <= x.shape[1] else x.mT))
     # The gradient of eigenvalues alone has no term 1 / (σ_i² - σ_j²).
-    value = torch.linalg.eigvalsh(gram(x))[:k].sum()
+    value = torch.linalg.eigvalsh(products)[:k].sum()
     # Rounding may leave -1e-16. The value is lifted to 0, the gradient stays.
     return (value - value.detach().clamp_max(0) + rest).to(features.dtype)

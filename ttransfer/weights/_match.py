@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 from ttransfer.core._maps import WeightMap
@@ -184,18 +185,31 @@ def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
             why,
         )
 
-    return routed(routes, strictly(whose, _unread if _in_order in deciders else None))
+    return routed(routes, strictly(whose, unread if _in_order in deciders else None))
 
 
-def _unread(src: Tensors, like: Tensors) -> str:
-    """Say why no order was read."""
+def unread(src: Tensors, like: Tensors) -> str:
+    """Say why `match` reads no order; empty if it does."""
     for side, tensors in (("source", src), ("target", like)):
         if why := disorder(tensors):
             return (
                 f"no order was read, for in the {side} {why}; if it is that of definition all the same, use "
                 "tt.weights.match_by_order"
             )
+    named = _by_name(src, like, {}, src, like)[0]
+    if pair := _turned(list(named), {name: i for i, name in enumerate(src)}):
+        first, then = pair
+        return (
+            f"no order was read, for the target has {first!r} before {then!r} and the source {then!r} before "
+            f"{first!r}; rename the others too, or drop what crosses"
+        )
     return ""
+
+
+def _turned(names: list[str], rank: Mapping[str, int]) -> tuple[str, str] | None:
+    """Two names that stand the other way round in the source, as near to each other as there are."""
+    pairs = [(a, b) for a, b in itertools.pairwise(names) if rank[a] > rank[b]]
+    return pairs[0] if pairs else None
 
 
 def _misfit(src: Tensors, like: Tensors, name: str) -> str:

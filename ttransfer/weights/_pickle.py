@@ -68,8 +68,13 @@ def _refuse(path: Path, error: Exception) -> NoReturn:
     # torch wraps its own errors into advice; what happened is in the last lines.
     told = text.partition("WeightsUnpickler error: ")[2] or text
     first = next((line.strip() for line in told.splitlines() if line.strip()), "")
+    if "Unsupported operand" in told:
+        raise TransferError(
+            f"load: {str(path)!r} is a pickle of a newer protocol than that of torch.save, and is not read without "
+            "running what is in it; where you trust it, open it and save its tensors as safetensors"
+        ) from error
     if not isinstance(error, (RuntimeError, pickle.UnpicklingError)):
-        first = f"{type(error).__name__} {first}".rstrip()
+        first = f"its pickle makes no sense ({type(error).__name__} {first})".replace(" )", ")")
     # What a file writes into an error must not reach a terminal as it is.
     first = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in first[:300])
     raise TransferError(f"load: {str(path)!r} is no file of torch.save, or not all of one: {first}") from error
