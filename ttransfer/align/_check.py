@@ -84,7 +84,7 @@ def in_range(called: str, low: float = 0.0, high: float = math.inf, *, closed: b
 
 
 def _holds(condition: bool) -> bool:
-    """Whether a comparison holds; of a number that was a tensor's a graph knows no value, and it passes as tensors do."""
+    """Whether a comparison holds. A graph does not know what was a tensor's, and lets it pass."""
     if not torch.compiler.is_compiling():
         return condition
     from torch.fx.experimental.symbolic_shapes import guard_or_true  # it takes long to import
