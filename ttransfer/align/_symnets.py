@@ -169,9 +169,11 @@ def symnets_entropy(logits: Tensor, other_logits: Tensor) -> Tensor:
         Domain-Symmetric Networks for Adversarial Domain Adaptation. 2019.
     """
     z, y = _pair("symnets_entropy", logits, other_logits)
-    first, second = torch.cat([z, y], 1).log_softmax(1).chunk(2, 1)
-    log_q = torch.logaddexp(first, second)
-    return _like(-(log_q.exp() * log_q).sum(1).mean(), logits, other_logits)
+    first, second = torch.cat([z, y], 1).softmax(1).chunk(2, 1)
+    q = first + second
+    # What underflows to 0 adds 0, and its logarithm is kept finite for the gradient.
+    log_q = q.clamp_min(torch.finfo(q.dtype).tiny).log()
+    return _like(-(q * log_q).sum(1).mean(), logits, other_logits)
 
 
 def _pair(called: str, logits: Tensor, other_logits: Tensor) -> tuple[Tensor, ...]:
