@@ -95,7 +95,7 @@ def test_match_says_why_it_read_no_order() -> None:
 
 
 def test_match_names_the_pair_that_crosses() -> None:
-    src, like = zeros("patch.w", "x.w", "y.w", "pos.w"), zeros("pos.w", "patch.w", "b.w", "a.w")
+    src, like = zeros("patch.w", "y.w", "x.w", "pos.w"), zeros("pos.w", "patch.w", "b.w", "a.w")
     with pytest.raises(TransferError) as found:
         match().apply(src, like)
     assert (

@@ -28,7 +28,7 @@ def match(*, allow: Allow = ()) -> WeightMap:
 
     If a source lists a net's tensors as the net defines them, and the target has the same ones in the same order,
     then each target gets its own tensor or the map raises, unless names say otherwise: a tensor under the name of
-    another is taken where nothing contradicts it. To that end an order is read only where the names may stand in
+    another is taken where nothing contradicts it. To that end an order is read only where the names left may stand in
     one, which they do not in a sorted file, or where a module is in two places, or "blocks.1" before "blocks.0";
     what is decided by shape must not contradict the order, nor the numbers in the names, unless there is one tensor
     of that shape in all; a module's tensors are of one module; of siblings that have the same names on both sides
@@ -145,7 +145,8 @@ def _by_name(src: Tensors, like: Tensors, made: Mapping[str, str], here: Tensors
 
 
 def _in_order(src: Tensors, like: Tensors, made: Mapping[str, str], here: Tensors, there: Tensors) -> Decided:
-    return ({}, {}) if disorder(src) or disorder(like) else by_order(src, like, made, here, there)
+    # Names that were changed to the target's say nothing of where the others stand.
+    return ({}, {}) if disorder(here) or disorder(there) else by_order(src, like, made, here, there)
 
 
 def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
@@ -190,13 +191,13 @@ def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
 
 def unread(src: Tensors, like: Tensors) -> str:
     """Say why `match` reads no order; empty if it does."""
+    named = _by_name(src, like, {}, src, like)[0]
     for side, tensors in (("source", src), ("target", like)):
-        if why := disorder(tensors):
+        if why := disorder({name: x for name, x in tensors.items() if name not in named}):
             return (
                 f"no order was read, for in the {side} {why}; if it is that of definition all the same, use "
                 "tt.weights.match_by_order"
             )
-    named = _by_name(src, like, {}, src, like)[0]
     if pair := _turned(list(named), {name: i for i, name in enumerate(src)}):
         first, then = pair
         return (
