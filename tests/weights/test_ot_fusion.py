@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.support.digits import digits
 from ttransfer._errors import TransferError
 from ttransfer.core._types import Params
 from ttransfer.weights import (
@@ -62,6 +62,7 @@ def by_hand(a: Params, b: Params, reg: float) -> tuple[list[Tensor], Params]:
 @pytest.mark.parametrize("reg", [0.0, 0.2])
 @pytest.mark.parametrize(("width", "other"), [(4, 4), (6, 4), (3, 5)])
 def test_it_is_the_papers(width: int, other: int, reg: float) -> None:
+    pytest.importorskip("ot")
     nets = perceptron(width, 1), perceptron(other, 2)
     (a, b), groups = (net.state_dict() for net in nets), [channel_groups(net, X) for net in nets]
     maps = ot_alignment(a, b, *groups, reg=reg)
@@ -115,8 +116,7 @@ def test_residual_streams_are_matched_by_what_begins_them() -> None:
 def test_a_wide_net_and_a_narrow_one() -> None:
     """Real digits: what the paper is for. A wide teacher, carried over, starts a narrow net far above chance."""
     pytest.importorskip("ot")
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    x, y = digits()
 
     def trained(width: int, seed: int) -> nn.Sequential:
         torch.manual_seed(seed)

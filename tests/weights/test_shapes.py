@@ -55,7 +55,8 @@ def test_names_that_are_counted_otherwise_are_not_mixed() -> None:
 
 
 def test_what_is_the_last_one_left_is_taken() -> None:
-    src, like = made({"conv": (4, 4), "head": (4, 4)}), made({"conv": (4, 4), "fc": (4, 4)})
+    src = made({"conv": (4, 4), "head": (4, 4), "pool": (2, 4)})
+    like = made({"conv": (4, 4), "fc": (4, 4), "norm": (2, 4)})
     assert match().plan(src, like).made["fc.weight"].why == "by shape: the only 'weight' (4, 4) that is left"
 
 

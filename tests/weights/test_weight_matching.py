@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.support.digits import digits
 from ttransfer._errors import TransferError
 from ttransfer.core._types import Params
 from ttransfer.weights import (
@@ -56,12 +55,6 @@ def normed() -> nn.Module:
     return nn.Sequential(*itertools.chain(*hidden), nn.Linear(128, 10))
 
 
-@functools.cache
-def digits() -> tuple[Tensor, Tensor]:
-    images, labels = load_digits(return_X_y=True)
-    return torch.tensor(images, dtype=torch.float32)[:1200] / 16, torch.tensor(labels)[:1200]
-
-
 def trained(net: nn.Module, x: Tensor, y: Tensor, seed: int, epochs: int) -> Params:
     """Fit the digits, from a start and in an order of its own."""
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +72,7 @@ def test_permuted_is_recovered() -> None:
     """A trained convolutional net and itself in disguise: the function is the same, and there is no barrier."""
     torch.manual_seed(0)
     net = convolutional()
-    x, y = digits()
+    x, y = (part[:1200] for part in digits())
     x = x.reshape(-1, 1, 8, 8)
     trained(net, x[:600], y[:600], 0, 3)
     net = net.double().eval()
@@ -104,7 +97,7 @@ def test_permuted_is_recovered() -> None:
 @pytest.mark.parametrize("make", [perceptron, normed])
 def test_the_barrier_between_trained_nets_falls(make: Callable[[], nn.Module]) -> None:
     """Two nets that have nothing in common but their shapes and the data."""
-    x, y = digits()
+    x, y = (part[:1200] for part in digits())
     torch.manual_seed(0)
     net, other_net = make(), make()
     a, b = trained(net, x, y, 0, 10), trained(other_net, x, y, 1, 10)

@@ -54,13 +54,13 @@ def layer_decay(layers: Sequence[str], decay: Scalar = 0.75) -> Optimizer:
     def depths(params: Tree) -> dict[str, int]:
         found: dict[str, int] = {}
         for path in tree.paths(params):
-            place = next((i for i, pattern in enumerate(patterns) if tree.matches(pattern, path)), None)
-            if place is None:
+            places = [i for i, pattern in enumerate(patterns) if tree.matches(pattern, path)]
+            if not places:
                 raise TransferError(
                     f"optim.layer_decay: parameter {path!r} is in none of the layers {list(patterns)}; a last pattern "
                     "'.*' takes the rest"
                 )
-            found[path] = len(patterns) - 1 - place
+            found[path] = len(patterns) - 1 - places[0]
         return found
 
     def init(params: Tree) -> Tree:

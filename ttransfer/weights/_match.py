@@ -160,7 +160,7 @@ def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
             used = set(made.values())
             here = {name: x for name, x in src.items() if name not in used and not let(name)}
             there = {name: x for name, x in like.items() if name not in found and not let(name)}
-            both = bool(here and there) or decide is _by_name
+            both = (len(here) > 0 and len(there) > 0) or decide is _by_name
             more, ambiguous = decide(src, like, made, here, there) if both else ({}, {})
             found |= more
             if decide is _by_name:
