@@ -16,6 +16,11 @@ from torch import nn
 def net(num_classes=10):
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, num_classes))
 
+def tied():
+    net = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9, bias=False))
+    net[1].weight = net[0].weight
+    return net
+
 def deep():
     return nn.Sequential(*(nn.Linear(2, 2) for _ in range(40)))
 """
@@ -117,6 +122,12 @@ def test_new_names_that_the_model_has_not_are_told(capsys: Out) -> None:
     out = capsys.readouterr().out
     assert "2.weight  <- 2.weight  by order: 1 of 2" in out
     assert "2 renamed tensors have names that the model has not: 'head.weight'" in out
+
+
+def test_tied_weights_may_be_there_once(capsys: Out) -> None:
+    torch.save({"0.weight": torch.zeros(9, 6)}, "tied.pt")
+    assert main(["plan", "tied.pt", "nets.py:tied"]) == 0
+    assert "1.weight  <- 0.weight  tied to '0.weight'" in capsys.readouterr().out
 
 
 def test_why_no_order_is_read_is_told(capsys: Out) -> None:

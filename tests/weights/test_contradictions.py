@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,3 +82,20 @@ def test_what_siblings_have_in_common_and_their_numbers_say_nothing() -> None:
         assert misnamed(pairs, (), dict.fromkeys(pairs, 0)) == {}
     crossed = {"up_proj.weight": "mlp_gate.weight", "gate_proj.weight": "mlp_up.weight"}
     assert list(misnamed(crossed, (), dict.fromkeys(crossed, 0))) == list(crossed)
+
+
+@pytest.mark.parametrize(
+    ("sources", "targets"),
+    [
+        (("k_proj", "v_proj", "q_proj"), ("wq", "wk", "wv")),
+        (("w_qs", "w_ks"), ("linear_k", "linear_q")),
+        (("in_q", "in_k"), ("Wkey", "Wquery")),
+        (("cls", "box"), ("bbox_head", "class_head")),
+    ],
+)
+def test_short_names_are_read(sources: tuple[str, ...], targets: tuple[str, ...]) -> None:
+    crossed = {f"{b}.weight": f"{a}.weight" for a, b in zip(sources, targets, strict=True)}
+    assert list(misnamed(crossed, (), dict.fromkeys(crossed, 0))) == list(crossed)
+    if len(crossed) == 2:
+        right = dict(zip(reversed(crossed), crossed.values(), strict=True))
+        assert misnamed(right, (), dict.fromkeys(right, 0)) == {}

@@ -107,3 +107,21 @@ def test_two_values_of_one_tensor_are_refused() -> None:
 def test_what_is_no_checkpoint_is_refused(src: object, says: str) -> None:
     with pytest.raises(TransferError, match=f"transfer: wanted a checkpoint, name -> tensor, {says}"):
         transfer(src, make())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_tied_weights_of_a_meta_module_stay_one_parameter(once: bool) -> None:
+    value = torch.randn(3, 3)
+    with torch.device("meta"):
+        net = Tied()
+    transfer({"e.weight": value} | ({} if once else {"h.weight": value.clone()}), net)
+    assert net.h.weight is net.e.weight
+    assert torch.equal(net.e.weight, value)
+    assert len(list(net.parameters())) == 1
+
+
+def test_tied_weights_that_are_nan_alike_are_equal() -> None:
+    nan = torch.full((3, 3), torch.nan)
+    transfer({"e.weight": nan, "h.weight": nan.clone()}, Tied())
+    with pytest.raises(TransferError, match="would get two different ones"):
+        transfer({"e.weight": nan, "h.weight": torch.zeros(3, 3)}, Tied())

@@ -19,6 +19,7 @@ from ttransfer.core._maps import Plan, WeightMap
 from ttransfer.weights import chain, drop, load, match, match_by_name, match_by_order, match_by_shape, rename
 from ttransfer.weights._match import unread
 from ttransfer.weights._show import lines
+from ttransfer.weights._transfer import plan_into
 
 __all__ = ["Options", "run"]
 
@@ -81,8 +82,9 @@ def _planned(options: Options, out: Console) -> int:
     before, last = _maps(options)
     said: list[str] = []
     src = load(options.src, of=options.of, tell=said.append)
-    like = model(options.model, classes=options.classes).state_dict()
-    plan = chain(before, last).plan(src, like)
+    own = model(options.model, classes=options.classes).state_dict(keep_vars=True)
+    like = {name: x.detach() for name, x in own.items() if isinstance(x, Tensor)}
+    plan, _ = plan_into(src, own, chain(before, last))
     renamed = before.apply(src, like)
     for line in said:
         _print(out, line.removeprefix("load: "), "dim")
@@ -105,7 +107,7 @@ def _planned(options: Options, out: Console) -> int:
     _print(out, "")
     if told := _strange(src, renamed, like):
         _print(out, told, "yellow")
-    if plan.ambiguous and not options.by and (told := unread(renamed, like)):
+    if plan.ambiguous and not options.by and (told := unread(renamed, like, options.allow)):
         _print(out, f"{told[0].upper()}{told[1:]}.")
     if bad:
         _print(out, "Not all is accounted for. --rename OLD=NEW, --drop PATTERN and --allow PATTERN say what is meant.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -107,7 +108,7 @@ def misnamed(
     """Targets among siblings of one kind, of which one is named after the source of another: "k_proj" from "query".
 
     Nets define query, key and value in this order or in another. What siblings have in common says nothing ("proj"),
-    nor do numbers; of the rest, words resemble each other that are equal or of which one begins the other.
+    nor do numbers; of the rest, words resemble each other of which one may be short for the other ("q", "query").
 
     Args:
         made: target -> source.
@@ -140,13 +141,34 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def _own_words(names: Sequence[str]) -> list[set[str]]:
-    """The words of each name that not all of them have."""
+    """The words of each name that not all of them have, and what is left of it without what all begin and end with."""
+    if len(names) < 2:
+        return [set() for _ in names]
     words = [{word.lower() for word in _WORD.findall(name)} for name in names]
-    return [own - set.intersection(*words) for own in words] if len(words) > 1 else [set()]
+    own = [one - set.intersection(*words) for one in words]
+    whole = ["".join(_WORD.findall(name)).lower() for name in names]
+    begin = _alike(whole)
+    end = _alike([name[begin:][::-1] for name in whole])
+    left = [name[begin : len(name) - end] for name in whole]
+    return [one | ({rest} - {""}) for one, rest in zip(own, left, strict=True)]
+
+
+def _alike(names: Sequence[str]) -> int:
+    """With how many letters all names begin."""
+    letters = zip(*names, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda those: len(set(those)) == 1, letters))
 
 
 def _resemble(one: Iterable[str], other: Iterable[str]) -> bool:
-    return any(a.startswith(b) or b.startswith(a) for a in one for b in other)
+    return any(_short_for(a, b) or _short_for(b, a) for a in one for b in other)
+
+
+def _short_for(short: str, long: str) -> bool:
+    """Whether a word may be short for another: its letters come in it, in order, the first one first, or it ends it."""
+    if len(short) > 2 and long.endswith(short):
+        return True
+    letters = iter(long)
+    return long[:1] == short[:1] and all(letter in letters for letter in short)
 
 
 def _children(names: Iterable[str]) -> dict[tuple[str, ...], set[str]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from ttransfer.core._maps import WeightMap
 from ttransfer.weights._contradictions import misnamed, swapped, torn
+from ttransfer.weights._doubt import Crossing, crossings, in_doubt
 from ttransfer.weights._order import Decided, by_order, disorder, kind
 from ttransfer.weights._routes import Route, Routes, Tensors, routed
 from ttransfer.weights._shapes import by_shape
@@ -149,30 +151,37 @@ def _in_order(src: Tensors, like: Tensors, made: Mapping[str, str], here: Tensor
     return ({}, {}) if disorder(here) or disorder(there) else by_order(src, like, made, here, there)
 
 
+class _Decided(NamedTuple):
+    """What names, order and shape say.
+
+    Attributes:
+        made: target -> (source, why).
+        ambiguous: target -> the sources that may be meant.
+        by: target -> who decided.
+    """
+
+    made: dict[str, tuple[str, str]]
+    ambiguous: dict[str, tuple[str, ...]]
+    by: dict[str, Decide]
+
+    def of(self, who: Decide) -> dict[str, str]:
+        """target -> source, of one who decides."""
+        return {target: self.made[target][0] for target, by in self.by.items() if by is who}
+
+    def crossings(self, src: Tensors, like: Tensors) -> list[Crossing]:
+        """The pairs by shape that speak against the order."""
+        return crossings(self.of(_in_order), self.of(by_shape), src, like)
+
+
 def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
     def routes(src: Tensors, like: Tensors) -> Routes:
         let = allowed(whose, allow, src, like)
-        found: dict[str, tuple[str, str]] = {}
-        ambiguous: dict[str, tuple[str, ...]] = {}
-        named: tuple[str, ...] = ()
-        for decide in deciders:
-            made = {target: source for target, (source, _) in found.items()}
-            used = set(made.values())
-            here = {name: x for name, x in src.items() if name not in used and not let(name)}
-            there = {name: x for name, x in like.items() if name not in found and not let(name)}
-            both = (len(here) > 0 and len(there) > 0) or decide is _by_name
-            more, ambiguous = decide(src, like, made, here, there) if both else ({}, {})
-            found |= more
-            if decide is _by_name:
-                named = tuple(found)
-            if decide is _by_name or not more:
-                continue
-            made = {target: source for target, (source, _) in found.items()}
-            # Whoever asks for the order alone answers for what the names say.
-            near = misnamed(made, named, {t: kind(t, like) for t in made}) if _by_name in deciders else {}
-            for target in dict.fromkeys((*torn(made, named), *swapped(made, named, src, like), *near)):
-                source = found.pop(target)[0]
-                ambiguous[target] = near.get(target, (source,))
+        decided = _decide(src, like, let, deciders)
+        doubtful = in_doubt(
+            decided.crossings(src, like), decided.of(_in_order), decided.of(_by_name).values(), src, like
+        )
+        found = {name: one for name, one in decided.made.items() if name not in doubtful}
+        ambiguous = {**decided.ambiguous, **doubtful}
         kept = tuple(name for name in like if name not in found and let(name))
         bent = {name: _misfit(src, like, name) for name in like if name in src and name not in found}
         if _by_name not in deciders:
@@ -186,31 +195,64 @@ def _matching(whose: str, allow: Allow, *deciders: Decide) -> WeightMap:
             why,
         )
 
-    return routed(routes, strictly(whose, unread if _in_order in deciders else None))
+    hint = (lambda src, like: unread(src, like, allow)) if _in_order in deciders else None
+    return routed(routes, strictly(whose, hint))
 
 
-def unread(src: Tensors, like: Tensors) -> str:
-    """Say why `match` reads no order; empty if it does."""
-    named = _by_name(src, like, {}, src, like)[0]
+def _decide(src: Tensors, like: Tensors, let: Callable[[str], bool], deciders: tuple[Decide, ...]) -> _Decided:
+    """Let one after another decide on what is left."""
+    found: dict[str, tuple[str, str]] = {}
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    by: dict[str, Decide] = {}
+    named: tuple[str, ...] = ()
+    for decide in deciders:
+        made = {target: source for target, (source, _) in found.items()}
+        used = set(made.values())
+        here = {name: x for name, x in src.items() if name not in used and not let(name)}
+        there = {name: x for name, x in like.items() if name not in found and not let(name)}
+        both = (len(here) > 0 and len(there) > 0) or decide is _by_name
+        more, ambiguous = decide(src, like, made, here, there) if both else ({}, {})
+        found |= more
+        by |= dict.fromkeys(more, decide)
+        if decide is _by_name:
+            named = tuple(found)
+        if decide is _by_name or not more:
+            continue
+        made = {target: source for target, (source, _) in found.items()}
+        # Whoever asks for the order alone answers for what the names say.
+        near = misnamed(made, named, {t: kind(t, like) for t in made}) if _by_name in deciders else {}
+        for target in dict.fromkeys((*torn(made, named), *swapped(made, named, src, like), *near)):
+            source = found.pop(target)[0]
+            del by[target]
+            ambiguous[target] = near.get(target, (source,))
+    return _Decided(found, ambiguous, by)
+
+
+def unread(src: Tensors, like: Tensors, allow: Allow = ()) -> str:
+    """Say why `match` reads no order, or doubts it; empty if it does neither."""
+    decided = _decide(src, like, allowed("match", allow, src, like), (_by_name, _in_order, by_shape))
+    named = list(decided.of(_by_name))
     for side, tensors in (("source", src), ("target", like)):
         if why := disorder({name: x for name, x in tensors.items() if name not in named}):
             return (
                 f"no order was read, for in the {side} {why}; if it is that of definition all the same, use "
                 "tt.weights.match_by_order"
             )
-    if pair := _turned(list(named), {name: i for i, name in enumerate(src)}):
-        first, then = pair
+    rank = {name: i for i, name in enumerate(src)}
+    # The two that stand the other way round in the source, as near to each other as there are.
+    for first, then in itertools.pairwise(named):
+        if rank[first] > rank[then]:
+            return (
+                f"no order was read, for the target has {first!r} before {then!r} and the source {then!r} before "
+                f"{first!r}; rename the others too, or drop what crosses"
+            )
+    for one in decided.crossings(src, like)[:1]:
+        shape, order = (f"{target!r} from {decided.made[target][0]!r}" for target in (one.shape, one.order))
         return (
-            f"no order was read, for the target has {first!r} before {then!r} and the source {then!r} before "
-            f"{first!r}; rename the others too, or drop what crosses"
+            f"the order is in doubt, for {shape}, the only one of its shape, crosses {order}; rename one of "
+            f"{f'{one.here}.*' if one.here else 'them'}, or more"
         )
     return ""
-
-
-def _turned(names: list[str], rank: Mapping[str, int]) -> tuple[str, str] | None:
-    """Two names that stand the other way round in the source, as near to each other as there are."""
-    pairs = [(a, b) for a, b in itertools.pairwise(names) if rank[a] > rank[b]]
-    return pairs[0] if pairs else None
 
 
 def _misfit(src: Tensors, like: Tensors, name: str) -> str:

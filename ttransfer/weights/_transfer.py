@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import Plan, WeightMap
-from ttransfer.weights._match import match
+from ttransfer.weights._match import match, unread
 from ttransfer.weights._pool import want_checkpoint
-from ttransfer.weights._routes import Tensors
+from ttransfer.weights._routes import Tensors, want_map
 from ttransfer.weights._strict import refuse
 
 __all__ = ["transfer"]
@@ -44,20 +44,15 @@ def transfer(src: Tensors, module: nn.Module, map: WeightMap | None = None) -> P
         True
     """
     want_checkpoint("transfer", src)
-    chosen = match() if map is None else map
+    chosen = match() if map is None else want_map("transfer", map)
     own = module.state_dict(keep_vars=True)
     like = {name: x.detach() for name, x in own.items() if isinstance(x, Tensor)}
     ties = _ties(own)
-    plan = chosen.plan(src, like)
-    # A file may hold tied weights once: what one name gets, the other has.
-    spared = {n: t for n in plan.missing for t in ties.get(n, ()) if t in plan.made}
+    plan, spared = plan_into(src, own, chosen)
     asked = {name: x for name, x in like.items() if name not in spared}
-    plan = chosen.plan(src, asked) if spared else plan
-    refuse("transfer", plan, src, asked)
+    refuse("transfer", plan, src, asked, unread(src, asked) if map is None and plan.ambiguous else "")
     new = chosen.apply(src, asked)
     new.update({name: new[twin] for name, twin in spared.items()})
-    made = {name: plan.made[twin]._replace(why=f"tied to {twin!r}") for name, twin in spared.items()}
-    plan = plan._replace(made={**plan.made, **made})
     _agree(ties, new)
     for name, x in like.items():
         if name not in new or new[name].shape != x.shape:
@@ -65,24 +60,65 @@ def transfer(src: Tensors, module: nn.Module, map: WeightMap | None = None) -> P
             raise TransferError(f"transfer: {name!r} {tuple(x.shape)} gets {got}, though the plan says that it fits")
     if extra := [name for name in new if name not in like]:
         raise TransferError(f"transfer: the module has no {extra[0]!r}, one of {len(extra)} tensors that the map gives")
+    assign = any(x.is_meta for x in like.values())
     with torch.no_grad():
-        module.load_state_dict(new, assign=any(x.is_meta for x in like.values()))
+        module.load_state_dict(new, assign=assign)
+    for first, *others in _groups(own).values() if assign else ():
+        # torch makes a new parameter for each name.
+        for name in others:
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, _at(module, first))
     return plan
+
+
+def plan_into(src: Tensors, own: Mapping[str, Any], map: WeightMap) -> tuple[Plan, dict[str, str]]:
+    """Plan for a module's own state dict, with its variables: a file may hold tied weights once.
+
+    Returns:
+        The plan, in which what one name of a tied tensor gets the others have; and those others -> that name.
+    """
+    like = {name: x.detach() for name, x in own.items() if isinstance(x, Tensor)}
+    ties = _ties(own)
+    plan = map.plan(src, like)
+    spared = {n: t for n in plan.missing for t in ties.get(n, ()) if t in plan.made}
+    if spared:
+        plan = map.plan(src, {name: x for name, x in like.items() if name not in spared})
+        made = {name: plan.made[twin]._replace(why=f"tied to {twin!r}") for name, twin in spared.items()}
+        plan = plan._replace(made={name: {**plan.made, **made}[name] for name in like if name in {**plan.made, **made}})
+    return plan, spared
+
+
+def _at(module: nn.Module, name: str) -> Any:
+    parent, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(parent), leaf)
+
+
+def _groups(own: Mapping[str, Any]) -> dict[int, list[str]]:
+    """The names of each tensor."""
+    names: dict[int, list[str]] = {}
+    for name, x in own.items():
+        names.setdefault(id(x), []).append(name)
+    return names
 
 
 def _ties(own: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Name -> the other names of the same tensor."""
-    names: dict[int, list[str]] = {}
-    for name, x in own.items():
-        names.setdefault(id(x), []).append(name)
-    return {name: tuple(n for n in same if n != name) for same in names.values() if len(same) > 1 for name in same}
+    several = [names for names in _groups(own).values() if len(names) > 1]
+    return {name: tuple(n for n in names if n != name) for names in several for name in names}
 
 
 def _agree(ties: Mapping[str, tuple[str, ...]], new: Tensors) -> None:
     """Refuse two values for one tensor."""
     for name, twins in ties.items():
         for twin in twins:
-            if name in new and twin in new and new[name] is not new[twin] and not torch.equal(new[name], new[twin]):
+            if name in new and twin in new and not _same(new[name], new[twin]):
                 raise TransferError(
                     f"transfer: {name!r} and {twin!r} are one tensor of the module, and would get two different ones"
                 )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, where both are NaN too."""
+    if a is b or a.shape != b.shape:
+        return a is b
+    return bool(((a == b) | ((a != a) & (b != b))).all())
