@@ -30,12 +30,15 @@ def match(*, allow: Allow = ()) -> WeightMap:
 
     If a source lists a net's tensors as the net defines them, and the target has the same ones in the same order,
     then each target gets its own tensor or the map raises, unless names say otherwise: a tensor under the name of
-    another is taken where nothing contradicts it. To that end an order is read only where the names left may stand in
-    one, which they do not in a sorted file, or where a module is in two places, or "blocks.1" before "blocks.0";
-    what is decided by shape must not contradict the order, nor the numbers in the names, unless there is one tensor
-    of that shape in all; a module's tensors are of one module; of siblings that have the same names on both sides
-    none gets another's; and of siblings of one shape none is named after another's source, as "k_proj" is after "key"
-    and not after "query".
+    another is taken where nothing contradicts it. If its modules are defined in another order, what neither names nor
+    shapes tell apart may go astray: `compare` the two nets. What speaks against an order is refused:
+
+    - names left that stand in no order of definition: a sorted file, a module in two places, "blocks.1" before
+      "blocks.0";
+    - a pair by shape that crosses one by order, or the numbers in the names. If it is the only one of its shape in all
+      it is taken, and what the order says of that part of the net is in doubt;
+    - a module filled from two; siblings that get each other's names; and siblings of one shape of which one is named
+      after another's source, as "k_proj" is after "key" and not after "query".
 
     Strict: a target that gets nothing, or could get more than one thing, is an error, and so is a source tensor that
     goes nowhere, unless `allow` names it. Inside a compiled step use `match_by_name` without `allow`: torch 2.8
@@ -59,9 +62,9 @@ def match(*, allow: Allow = ()) -> WeightMap:
         >>> like = {"conv1.weight": torch.zeros(4), "fc.weight": torch.zeros(10, 4)}
         >>> load = tt.weights.match(allow="fc.*")
         >>> print(tt.weights.show(load.plan(src, like)))
-        conv1.weight  <- stem.weight       by shape: the only 'weight' (4,) that is left
+        conv1.weight  <- stem.weight     by order: 1 of 1
         fc.weight     -- stays as it is
-        fc.weight     -> nowhere           allowed, (1000, 4) for a target of (10, 4)
+        fc.weight     -> nowhere         allowed, (1000, 4) for a target of (10, 4)
         >>> new = load.apply(src, like)
         >>> new["conv1.weight"].sum().item(), new["fc.weight"].sum().item()
         (4.0, 0.0)
