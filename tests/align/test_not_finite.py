@@ -111,10 +111,11 @@ PLACES: dict[str, Callable[[Tensor], Tensor]] = {
     "gradient_penalty": lambda x: A.gradient_penalty(lambda h: h.square().sum(1), x, Y, torch.full((8,), 0.5)),
     "vat": lambda x: A.vat(torch.tanh, x, X),
     "standardize": L.standardize,
+    "remember_centres": lambda x: A.remember_centres(Y[:4], x, X),
     "mmd, chunk": lambda x: A.mmd(x, Y, chunk=2),
     # Not here: neighbourhood and shot_labels take the largest of cosines, the teachers of `deit_hard` and `ab`, the
-    # weak view of `fixmatch`, the classifier of `mdd` and the target's logits of `cst` that of logits: whatever these
-    # are, the answer is one of the classes. Logits of -inf are classes left out.
+    # weak views of `fixmatch` and `flexmatch`, the classifier of `mdd` and the target's logits of `cst` that of logits:
+    # whatever these are, the answer is one of the classes. Logits of -inf are classes left out.
 }
 
 

@@ -64,6 +64,11 @@ def turned(x: Tensor) -> Tensor:
     return x @ turn
 
 
+def paired(x: Tensor) -> Tensor:
+    """The last two directions, alike and independent, made to go together; each by itself stays as it is."""
+    return torch.cat([x[:, :3], 0.9 * x[:, 2:3] + math.sqrt(1 - 0.9**2) * x[:, 3:]], 1)
+
+
 def outside(batch: Batch, moved: Tensor) -> Tensor:
     inner = spread(batch.source, 2) @ spread(moved, 2).T
     return (1 - torch.linalg.svdvals(inner).clamp_max(1) ** 2).sqrt().sum()
@@ -85,6 +90,7 @@ SHIFTS = {
         lambda x: (x - x.mean(0)) * torch.tensor([2.5, 1.0, 2.0, 0.4]) + x.mean(0),
         lambda b, moved: (b.source.T.cov() - moved.T.cov()).norm(),
     ),
+    "correlation": Shift(paired, lambda b, moved: (b.source.T.cov() - moved.T.cov())[2, 3].abs()),
     "classes exchanged": Shift(
         lambda x: x * torch.tensor([-1.0, 1.0, 1.0, 1.0]),
         lambda b, moved: (means(b.source, b.source_labels) - means(moved, b.target_labels)).norm(),
@@ -121,6 +127,10 @@ LOSSES: dict[str, Loss] = {
     "jmmd_unbiased": lambda b, moved: align.jmmd_unbiased(layers(b.source), layers(moved)),
     "coral": of_domains(align.coral),
     "coral_mean": of_domains(align.coral_mean),
+    "homm": of_domains(align.homm),
+    "homm, order 1": of_domains(functools.partial(align.homm, order=1)),
+    "homm as in code": of_domains(functools.partial(align.homm, variant="code", order=4)),
+    "cmd": of_domains(functools.partial(align.cmd, span=8.0)),
     "energy_distance": of_domains(align.energy_distance),
     "sinkhorn_divergence": of_domains(functools.partial(align.sinkhorn_divergence, iterations=20)),
     "sliced_wasserstein": lambda b, moved: align.sliced_wasserstein(b.source, moved, LINES),
@@ -129,6 +139,9 @@ LOSSES: dict[str, Loss] = {
     ),
     "lmmd": lambda b, moved: align.lmmd(b.source, moved, b.source_labels, b.sure),
     "cdd": lambda b, moved: align.cdd(b.source, moved, b.source_labels, b.target_labels),
+    "cdd as in code": lambda b, moved: align.cdd(
+        b.source, moved, b.source_labels, b.target_labels, classes=2, variant="code"
+    ),
     # Two rows have a plane: the means of the classes.
     "rsd": lambda b, moved: align.rsd(means(b.source, b.source_labels), means(moved, b.target_labels)),
     "bsp": of_target(align.bsp),
@@ -145,10 +158,11 @@ LOSSES: dict[str, Loss] = {
 LOWERED: list[tuple[str, str]] = [
     *(("mean", name) for name in ("mmd", "mmd by median", "mmd in chunks", "mmd_unbiased", "mmd_linear", "jmmd")),
     *(("mean", name) for name in ("jmmd_unbiased", "coral_mean", "energy_distance", "sinkhorn_divergence")),
-    *(("mean", name) for name in ("sliced_wasserstein", "deepjdot", "lmmd")),
+    *(("mean", name) for name in ("sliced_wasserstein", "deepjdot", "lmmd", "homm", "homm, order 1", "cmd")),
     *(("covariance", name) for name in ("mmd", "jmmd", "coral", "coral_mean", "energy_distance")),
-    *(("covariance", name) for name in ("sinkhorn_divergence", "sliced_wasserstein")),
-    *(("classes exchanged", name) for name in ("lmmd", "cdd", "deepjdot")),
+    *(("covariance", name) for name in ("sinkhorn_divergence", "sliced_wasserstein", "homm as in code", "cmd")),
+    *(("correlation", name) for name in ("coral", "homm as in code")),
+    *(("classes exchanged", name) for name in ("lmmd", "cdd", "cdd as in code", "deepjdot")),
     ("span", "rsd"),
     ("one direction", "bsp"),
     *(("short", name) for name in ("afn", "afn_hard")),
@@ -156,9 +170,11 @@ LOWERED: list[tuple[str, str]] = [
     *(("one-sided", name) for name in ("diversity", "infomax")),
 ]
 KEPT: list[tuple[str, str]] = [
-    ("mean", "coral"),  # it takes the means off
+    *(("mean", name) for name in ("coral", "homm as in code")),  # they take the means off
+    ("covariance", "homm, order 1"),
+    ("correlation", "cmd"),  # it looks at each feature by itself
     ("mean", "afn"),
-    *(("classes exchanged", name) for name in ("mmd", "coral_mean", "energy_distance", "sinkhorn_divergence")),
+    *(("classes exchanged", name) for name in ("mmd", "coral_mean", "energy_distance", "sinkhorn_divergence", "cmd")),
     ("unsure", "diversity"),  # all alike, each row too
     ("one-sided", "entropy"),  # the surest of all is one class for all
 ]

@@ -55,6 +55,7 @@ WANTING: dict[str, Callable[[Any], tt.Term]] = {
     "cdan": lambda x: tt.terms.cdan(*FOUR, critic=x),
     "cdan_e": lambda x: tt.terms.cdan_e(*FOUR, critic=x),
     "gvb": lambda x: tt.terms.gvb(*FOUR, critic=CRITIC, critic_bridge=x),
+    "gvb_e": lambda x: tt.terms.gvb_e(*FOUR, critic=CRITIC, critic_bridge=x),
     "mdd": lambda x: tt.terms.mdd(*FOUR, adversary=x),
     "pada": lambda x: tt.terms.pada(*FOUR, "a.y", critic=x),
     "iwan": lambda x: tt.terms.iwan(*FOUR[:2], first=x, critic=CRITIC),

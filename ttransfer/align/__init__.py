@@ -10,11 +10,13 @@ from ttransfer.align._advent import self_information
 from ttransfer.align._adversarial import domain_adversarial, gradient_reversal
 from ttransfer.align._afn import afn, afn_hard
 from ttransfer.align._atdoc import Memory, atdoc, atdoc_normalized, neighbourhood, remember
+from ttransfer.align._atdoc_nc import atdoc_nc, remember_centres
 from ttransfer.align._bandwidth import median_bandwidth
 from ttransfer.align._bridge import bridge
 from ttransfer.align._cdan import multilinear, multilinear_random
 from ttransfer.align._cdd import cdd
 from ttransfer.align._classes import class_matrix, map_labels, map_logits, map_probabilities
+from ttransfer.align._cmd import cmd
 from ttransfer.align._consistency import consistency, uda
 from ttransfer.align._coral import coral, coral_mean
 from ttransfer.align._cst import cst
@@ -22,8 +24,10 @@ from ttransfer.align._deepjdot import deepjdot
 from ttransfer.align._energy import energy_distance
 from ttransfer.align._fda import fourier_swap
 from ttransfer.align._fishr import fishr, head_variances, variance_gap
+from ttransfer.align._flexmatch import flexible_thresholds, flexmatch, remember_labels
 from ttransfer.align._gradients import iga, mldg
 from ttransfer.align._groupdro import group_weights
+from ttransfer.align._homm import homm
 from ttransfer.align._information import diversity, infomax
 from ttransfer.align._invariance import domain_risks, irm, irm_unbiased, vrex
 from ttransfer.align._jmmd import jmmd, jmmd_unbiased
@@ -38,6 +42,7 @@ from ttransfer.align._partial import class_weights, importance_weights, osbp
 from ttransfer.align._pseudo_label import fixmatch, pseudo_label
 from ttransfer.align._rsd import rsd
 from ttransfer.align._sd import sd
+from ttransfer.align._self_ensembling import self_ensembling
 from ttransfer.align._shot import shot_labels
 from ttransfer.align._sinkhorn import sinkhorn_divergence
 from ttransfer.align._sliced import sliced_wasserstein
@@ -54,6 +59,7 @@ __all__ = [
     "afn",
     "afn_hard",
     "atdoc",
+    "atdoc_nc",
     "atdoc_normalized",
     "bnm",
     "bridge",
@@ -61,6 +67,7 @@ __all__ = [
     "cdd",
     "class_matrix",
     "class_weights",
+    "cmd",
     "consistency",
     "coral",
     "coral_mean",
@@ -74,11 +81,14 @@ __all__ = [
     "entropy_weights",
     "fishr",
     "fixmatch",
+    "flexible_thresholds",
+    "flexmatch",
     "fourier_swap",
     "gradient_penalty",
     "gradient_reversal",
     "group_weights",
     "head_variances",
+    "homm",
     "iga",
     "importance_weights",
     "infomax",
@@ -107,8 +117,11 @@ __all__ = [
     "osbp",
     "pseudo_label",
     "remember",
+    "remember_centres",
+    "remember_labels",
     "rsd",
     "sd",
+    "self_ensembling",
     "self_information",
     "shot_labels",
     "sinkhorn_divergence",
@@ -127,7 +140,7 @@ __all__ = [
     "weighted_domain_adversarial",
 ]
 
-_TERMS = ("advent", "cdan", "cdan_e", "dann", "groupdro", "gvb", "iwan", "multilevel", "pada", "symnets")
+_TERMS = ("advent", "cdan", "cdan_e", "dann", "groupdro", "gvb", "gvb_e", "iwan", "multilevel", "pada", "symnets")
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one that exists

@@ -6,13 +6,15 @@ from ttransfer.terms._adda import adda, domain_confusion
 from ttransfer.terms._advent import advent
 from ttransfer.terms._afd import afd
 from ttransfer.terms._atdoc import atdoc
+from ttransfer.terms._atdoc_nc import atdoc_nc
 from ttransfer.terms._cdan import cdan, cdan_e
 from ttransfer.terms._crd import crd
 from ttransfer.terms._ctkd import ctkd
 from ttransfer.terms._dann import dann
 from ttransfer.terms._fishr import fishr
+from ttransfer.terms._flexmatch import flexmatch
 from ttransfer.terms._groupdro import groupdro
-from ttransfer.terms._gvb import gvb
+from ttransfer.terms._gvb import gvb, gvb_e
 from ttransfer.terms._mcd import mcd
 from ttransfer.terms._mdd import mdd
 from ttransfer.terms._mgd import mgd, mgd_channels
@@ -31,6 +33,7 @@ __all__ = [
     "advent",
     "afd",
     "atdoc",
+    "atdoc_nc",
     "cdan",
     "cdan_e",
     "crd",
@@ -38,8 +41,10 @@ __all__ = [
     "dann",
     "domain_confusion",
     "fishr",
+    "flexmatch",
     "groupdro",
     "gvb",
+    "gvb_e",
     "iwan",
     "mcd",
     "mdd",
