@@ -11,6 +11,8 @@ from ttransfer.weights._cast import cast
 from ttransfer.weights._chain import chain
 from ttransfer.weights._channel_groups import channel_groups
 from ttransfer.weights._channel_importance import channel_importance, most_important
+from ttransfer.weights._compare import Comparison, compare
+from ttransfer.weights._concatenate import concatenate, split
 from ttransfer.weights._fisher import empirical_fisher, fisher, fisher_diagonal
 from ttransfer.weights._fold_bn import BnPair, fold_bn
 from ttransfer.weights._folded import folded
@@ -35,6 +37,7 @@ from ttransfer.weights._remap_head import remap_head
 from ttransfer.weights._rename import rename
 from ttransfer.weights._repair import repair
 from ttransfer.weights._reset_head import reset_head
+from ttransfer.weights._reshape import reshape
 from ttransfer.weights._resize_rel_pos import resize_rel_pos, resize_rel_pos_geometric
 from ttransfer.weights._select import drop, select
 from ttransfer.weights._show import show
@@ -50,6 +53,7 @@ from ttransfer.weights._weight_selection import weight_selection
 __all__ = [
     "Axis",
     "BnPair",
+    "Comparison",
     "Group",
     "adapt_input_conv",
     "as_reparam",
@@ -60,6 +64,8 @@ __all__ = [
     "chain",
     "channel_groups",
     "channel_importance",
+    "compare",
+    "concatenate",
     "dare",
     "drop",
     "empirical_fisher",
@@ -97,12 +103,14 @@ __all__ = [
     "rename",
     "repair",
     "reset_head",
+    "reshape",
     "resize_rel_pos",
     "resize_rel_pos_geometric",
     "select",
     "show",
     "slerp",
     "slice_channels",
+    "split",
     "stack_layers",
     "task_arithmetic",
     "ties",
