@@ -145,3 +145,23 @@ def test_refusals() -> None:
         batch_statistics(net, {}, [data(2)])
     with pytest.raises(TransferError, match=r"'0\.bias' is \(1,\), the module's \(3,\)"):
         batch_statistics(net, {**net.state_dict(), "0.bias": torch.ones(1)}, [data(2)])
+
+
+def test_a_tensor_or_a_dict_is_one_batch() -> None:
+    net, x = module(), data(8)
+    wanted = batch_statistics(net, net.state_dict(), [x])
+    torch.testing.assert_close(batch_statistics(net, net.state_dict(), x), wanted, rtol=0, atol=0)
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.net(batch["image"])
+
+    found = batch_statistics(Named(), Named().state_dict(), {"image": x})
+    torch.testing.assert_close(found, {f"net.{name}": value for name, value in wanted.items()}, rtol=0, atol=0)
+    for wrong in (3, None, "x"):
+        with pytest.raises(TransferError, match="batch_statistics: wanted batches, such as a list of tensors, got"):
+            batch_statistics(net, net.state_dict(), wrong)  # pyright: ignore[reportArgumentType]

@@ -45,6 +45,10 @@ def weight_read(net: Net, x: Tensor) -> Tensor:
     return net.bn(net.a(x)) * net.a.weight.mean()
 
 
+def bias_read(net: Net, x: Tensor) -> Tensor:
+    return net.bn(net.a(x)) + torch.as_tensor(net.a.bias).view(-1, 1, 1)
+
+
 def called_in_place(net: Net, x: Tensor) -> Tensor:
     y = net.a(x)
     y.relu_()
@@ -59,6 +63,7 @@ CASES: list[tuple[str, Callable[..., object], dict[str, BnPair]]] = [
     ("read twice", twice_read, {}),
     ("returned", returned, {}),
     ("weight read elsewhere", weight_read, {}),
+    ("bias read elsewhere", bias_read, {}),
     ("layer called twice", lambda net, x: net.bn(net.a(net.a(x))), {}),
     ("norm called twice", lambda net, x: net.bn(net.b(net.bn(net.a(x)))), {}),
     ("norm before", lambda net, x: net.a(net.bn(x)), {}),

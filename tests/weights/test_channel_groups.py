@@ -237,3 +237,76 @@ def test_groups_are_those_of_torch_pruning(name: str) -> None:
     net, x = timm_model(name).eval(), torch.randn(1, 3, 32, 32)
     ours = {frozenset(k for k in makes(g) if k[0].endswith(".weight")) for g in channel_groups(net, x) if g.removable}
     assert ours == of_torch_pruning(net, x)
+
+
+class Auxiliary(nn.Module):
+    """A head beside the head, in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.aux, self.b = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.register_buffer("scale", torch.ones(()))  # has no channels
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x).relu()
+        return (self.b(x), self.aux(x)) if self.training else self.b(x)
+
+
+def test_what_did_not_run_is_refused_or_allowed_by_name() -> None:
+    net, x = Auxiliary(), torch.zeros(1, 4)
+    message = (
+        r"channel_groups: 2 of 7 tensors did not run, so that nothing is known of their channels: 'aux.weight', "
+        r"'aux.bias'; give inputs on which they run in eval mode, .* with allow="
+    )
+    with pytest.raises(TransferError, match=message):
+        channel_groups(net, x)
+    with pytest.raises(TransferError, match=r"1 of 7 tensors did not run, .*: 'aux.bias';"):
+        channel_groups(net, x, allow="aux.weight")
+    with pytest.raises(TransferError, match=r"allow='aux.bais' matches nothing that did not run; did you mean 'aux"):
+        channel_groups(net, x, allow=[r"aux\..*", "aux.bais"])
+    groups = channel_groups(net, x, allow=r"aux\..*")
+    assert not {axis.name for group in groups for axis in group.axes} & {"aux.weight", "aux.bias"}
+    plan = permute_channels(groups, {"a.weight": torch.arange(8).flip(0)}).plan(net.state_dict(), {})
+    assert {name: one.why for name, one in plan.made.items() if one.why} == dict.fromkeys(
+        ("aux.weight", "aux.bias"), "of no group"
+    )
+
+
+def test_tied_weights_run_under_either_name() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    net.also = nn.Identity()
+    net.also.weight = net[2].weight
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.also, self.net = net.also, net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net[2](self.net[1](self.net[0](x)))
+
+    assert channel_groups(Whole(), torch.zeros(1, 3))
+
+
+def test_heads_of_torchvision_that_run_in_training_alone_are_named() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    net = torchvision.models.resnet18(num_classes=4)
+    net.aux = torchvision.models.googlenet(aux_logits=True, init_weights=False, num_classes=3).aux1
+    with pytest.raises(
+        TransferError, match=r"\d+ of \d+ tensors did not run, .*: 'aux.conv.conv.weight', .* and \d+ more"
+    ):
+        channel_groups(net, torch.randn(1, 3, 32, 32))
+    assert channel_groups(net, torch.randn(1, 3, 32, 32), allow="aux.*")
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "message"),
+    [
+        (Auxiliary(), (), r"channel_groups: Auxiliary does not run on \[\]: TypeError: .* missing 1 required"),
+        (Auxiliary(), (torch.zeros(1, 5),), r"Auxiliary does not run on \[\(1, 5\) float32\]: RuntimeError: .*mat1"),
+        (Auxiliary().state_dict(), (torch.zeros(1, 4),), "channel_groups: wanted a module, and inputs for it, got Ord"),
+    ],
+)
+def test_what_does_not_run_is_named(module: Any, inputs: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(TransferError, match=message):
+        channel_groups(module, *inputs)

@@ -132,3 +132,17 @@ def test_refusals() -> None:
     three = {"w": torch.ones(2, 2, 2), **{f"b{axis}": torch.ones(2) for axis in range(3)}}
     with pytest.raises(TransferError, match="graph_matching: 'w' has channels on 3 axes, wanted 2 at most"):
         graph_matching(three, three, cube)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(wrong: float) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    groups = channel_groups(net, torch.ones(1, 2))
+    a = {name: x.detach().clone() for name, x in net.state_dict().items()}
+    b = {name: x.clone() for name, x in a.items()}
+    b["2.weight"][0, 1] = wrong
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(
+            TransferError, match=r"graph_matching: '2.weight' \(1, 3\) float\d\d has NaN or infinite entries"
+        ):
+            graph_matching(*pair, groups)

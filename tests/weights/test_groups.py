@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,12 +78,42 @@ def test_an_order_may_be_batched_by_vmap() -> None:
     assert torch.equal(torch.func.vmap(permuted)(orders), torch.stack([SOURCE["a"], SOURCE["a"].flip(0)]))
 
 
+def test_an_order_may_be_a_graphs_own() -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def permuted(order: Tensor) -> tuple[Tensor, Tensor]:
+        both = permute_channels(GROUPS, {0: order, 2: [1, 0]}).apply(SOURCE, {})
+        return both["a"], both["b"]
+
+    order = torch.tensor([2, 0, 1])
+    wanted = permute_channels(GROUPS, {0: order, 2: [1, 0]}).apply(SOURCE, {})
+    torch.testing.assert_close(permuted(order), (wanted["a"], wanted["b"]))
+
+
+def test_an_order_may_be_numpys_or_of_another_whole_type() -> None:
+    order = torch.tensor([2, 0, 1])
+    some: list[Any] = [order.numpy(), order.int(), list(order.numpy()), (2, 0, 1)]
+    for each in some:
+        assert torch.equal(permute_channels(GROUPS, {0: each}).apply(SOURCE, {})["a"], SOURCE["a"][order])
+
+
 @pytest.mark.parametrize(
     ("permutations", "message"),
     [
         ({7: [0]}, "permute_channels: there is no group 7 among 3"),
+        ({0.5: [0]}, "permute_channels: there is no group 0.5 among 3"),
+        ({True: [0]}, "permute_channels: there is no group True among 3"),
         ({1: [1, 0]}, "group 1 \\(2 channels of 'b' axis 0\\) is fixed: its channels must stay where they are"),
-        ({0: [1, 0]}, "group 0 has 3 channels, got an order of \\(2,\\) int64"),
+        ({0: [1, 0]}, "group 0 has 3 channels, got an order of one of 2; want each of 0 to 2 once, as int64"),
+        ({0: torch.tensor([1, 0])}, "group 0 has 3 channels, got an order of \\(2,\\) int64"),
+        ({0: [0, 0, 1]}, r"group 0 has 3 channels, got an order with 0 twice: \[0, 0, 1\]; want each of 0 to 2 once"),
+        ({0: torch.tensor([0, 0, 1])}, r"got an order with 0 twice: \[0, 0, 1\]"),
+        ({0: [0, 1, -1]}, r"got an order with -1 in it: \[0, 1, -1\]"),
+        ({0: [9, 0, 1]}, r"got an order with 9 in it: \[9, 0, 1\]"),
+        ({0: [True, False, True]}, r"got an order of \[bool, bool, bool\]; want"),
+        ({0: torch.tensor([True, False, True])}, r"got an order of \(3,\) bool; want"),
+        ({0: [0.0, 1.0, 2.0]}, r"got an order of \[float, float, float\]; want"),
+        ({0: torch.ones(3)}, r"got an order of \(3,\) float32; want"),
+        ({0: 2}, r"got an order of int; want"),
         ({"b": [1, 0]}, "is fixed"),
         ({"e": [1, 0]}, "no group has its channels made by 'e'; there are: a, b, c"),
         ({0: [0, 1, 2], "a": [0, 1, 2]}, "group 0 \\(3 channels of 'a' axis 0 and 1 more\\) is given twice"),
@@ -104,3 +136,12 @@ def test_another_network_is_refused() -> None:
         shuffle.apply({k: v for k, v in SOURCE.items() if k != "a"}, {})
     with pytest.raises(TransferError, match=r"'b' is \(2, 7\) float32, and axis 1 of the network .* has 6"):
         shuffle.apply({**SOURCE, "b": torch.zeros(2, 7)}, {})
+
+
+def test_a_list_is_looked_at_in_a_graph_too() -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def permuted(x: Tensor) -> Tensor:
+        return permute_channels(GROUPS, {0: [0, 0, 1]}).apply({**SOURCE, "a": x}, {})["a"]
+
+    with pytest.raises(Exception, match=r"an order with 0 twice|Observed exception|TransferError"):
+        permuted(SOURCE["a"])

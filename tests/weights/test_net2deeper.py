@@ -52,6 +52,22 @@ def test_conv1d_conv3d_and_dtype() -> None:
         torch.testing.assert_close(layer(x), x)
 
 
+@pytest.mark.parametrize(("affine", "eps"), [(True, 1e-5), (False, 1e-5), (False, 1e-2)])
+def test_a_batch_norm_with_or_without_a_scale_undoes_its_eps(affine: bool, eps: float) -> None:
+    x, norm = torch.randn(3, 4, 5, dtype=torch.float64), nn.BatchNorm1d(4, eps, affine=affine).double().eval()
+    like = {f"new.{name}": value for name, value in norm.state_dict().items()}
+    new = net2deeper({"new": "old"}, eps=eps).apply({"old.weight": torch.ones(4, 3)}, like)
+    norm.load_state_dict({name: new[f"new.{name}"] for name in norm.state_dict()})
+    torch.testing.assert_close(norm(x), x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True)])
+def test_a_norm_of_each_example_is_no_identity(norm: nn.Module) -> None:
+    like = {f"2.{name}": value for name, value in norm.state_dict().items()}
+    with pytest.raises(TransferError, match="a new norm may be a batch norm"):
+        net2deeper({"2": "0"}).apply({"0.weight": torch.ones(4, 3)}, like)
+
+
 @pytest.mark.parametrize(
     ("layers", "like", "message"),
     [
@@ -61,6 +77,7 @@ def test_conv1d_conv3d_and_dtype() -> None:
         ({"2": "0"}, {"2.weight": (4, 5)}, r"'2.weight' \(4, 5\) float32 holds no identity of 4 channels"),
         ({"2": "0"}, {"2.weight": (4, 4, 2)}, "and a kernel with a middle"),
         ({"2": "0"}, {"2.weight": (5,)}, r"'2.weight' \(5,\) float32 holds no identity of 4 channels"),
+        ({"2": "0"}, {"2.weight": (4,)}, "'2.weight' .4,. float32 holds no identity: without a running_mean beside it"),
         ({"2": "0"}, {"2.alpha": (4,)}, "it may be a linear layer, a convolution or a batch norm"),
     ],
 )

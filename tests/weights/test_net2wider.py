@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,9 @@ def test_mistakes_are_named() -> None:
     number = next(i for i, g in enumerate(tied) if g.size == 8)
     with pytest.raises(TransferError, match=r"\"'tokens.weight', shared by two layers\", where copies would show"):
         net2wider(tied, {number: 16})
+
+
+@pytest.mark.parametrize("width", [8.5, 9.0, True, None, torch.tensor(9)])
+def test_a_width_is_a_whole_number(width: Any) -> None:
+    with pytest.raises(TransferError, match=r"net2wider: group \d+ has 6 channels, and is to have .*; want an int"):
+        net2wider(GROUPS, {"conv1.weight": width})

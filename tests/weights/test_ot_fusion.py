@@ -159,3 +159,17 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ot", None)
     with pytest.raises(TransferError, match="transport is solved by POT: pip install POT"):
         ot_alignment(nets[0].state_dict(), nets[1].state_dict(), *groups)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(wrong: float) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    groups = channel_groups(net, torch.ones(1, 2))
+    a = {name: x.detach().clone() for name, x in net.state_dict().items()}
+    b = {name: x.clone() for name, x in a.items()}
+    b["2.weight"][0, 1] = wrong
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(
+            TransferError, match=r"ot_alignment: '2.weight' \(1, 3\) float\d\d has NaN or infinite entries"
+        ):
+            ot_alignment(*pair, groups)

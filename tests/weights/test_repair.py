@@ -108,3 +108,112 @@ def test_refusals() -> None:
         repair(module(), A, BOTH, [])
     with pytest.raises(TransferError, match=r"repair: the module's '0\.weight' is missing"):
         repair(module(), {}, BOTH, [X])
+
+
+def moments_of(net: nn.Module, params: Params, name: str, x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Of what a layer gives in all its calls, whose channels are the last axis or the second."""
+    net, seen = copy.deepcopy(net), []
+    net.load_state_dict(params)
+    layer = net.get_submodule(name)
+    axis = -1 if isinstance(layer, nn.Linear) else 1
+    layer.register_forward_hook(lambda m, inputs, out: seen.append(out.detach().movedim(axis, 0).flatten(1)))
+    net(*x)
+    return _mean(torch.cat(seen, 1)), _std(torch.cat(seen, 1))
+
+
+def assert_in_between(net: nn.Module, names: tuple[str, ...], x: tuple[Tensor, ...]) -> Params:
+    torch.manual_seed(3)
+    a = dict(net.state_dict())
+    b = {name: value + torch.randn_like(value) / 2 for name, value in a.items()}
+    both = pool(a=a, b=b)
+    new = repair(net, average().apply(both, {}), both, [x])
+    for name in names:
+        now = moments_of(net, new, name, x)
+        ends = [moments_of(net, params, name, x) for params in (a, b)]
+        for found, wanted in zip(now, zip(*ends, strict=True), strict=True):
+            torch.testing.assert_close(found, sum(wanted) / 2, rtol=0, atol=1e-10)
+    return new
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions(groups: int) -> None:
+    net = nn.Sequential(
+        nn.Conv1d(3, 4, 1), nn.ReLU(), nn.ConvTranspose1d(4, 6, 3, 2, groups=groups), nn.ReLU(), nn.Conv1d(6, 2, 1)
+    ).double()
+    assert_in_between(net, ("0", "2"), (torch.randn(9, 3, 7, dtype=torch.float64),))
+
+
+def test_one_example_without_a_batch() -> None:
+    net = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Conv1d(4, 2, 1)).double()
+    x = torch.randn(3, 7, dtype=torch.float64)
+    both = pool(a=dict(net.state_dict()), b={n: torch.randn_like(v) for n, v in net.state_dict().items()})
+    soup = average().apply(both, {})
+    torch.testing.assert_close(repair(net, soup, both, [x]), repair(net, soup, both, [x[None]]), rtol=0, atol=1e-12)
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU())
+        self.head = nn.Linear(10, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(torch.cat([self.body(x), self.body(y)], 1))
+
+
+def test_a_layer_that_runs_for_two_inputs_is_right_for_both_together() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 20, 3, dtype=torch.float64)
+    assert_in_between(Pairs().double(), ("body.0", "body.2"), (x, y * 3 + 1))
+
+
+class Loop(nn.Module):
+    def __init__(self, *, ends: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.ends = ends
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(self.b(self.a(x).relu()).relu())
+        return x if self.ends else self.c(x.relu())
+
+
+def test_a_layer_that_is_given_what_it_made() -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(20, 4, dtype=torch.float64),)
+    with pytest.raises(TransferError, match="repair: 'a' runs 2 times in a forward, and is given what it made itself"):
+        assert_in_between(Loop(ends=False).double(), ("b",), x)
+    net = Loop(ends=True).double()
+    new = assert_in_between(net, ("b",), x)  # `a` runs last, and stays
+    assert set(new) == set(net.state_dict())
+
+
+def test_tied_and_computed_weights() -> None:
+    x = torch.randn(20, 4)
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+    tied[2].weight = tied[0].weight
+    state = dict(tied.state_dict())
+    with pytest.raises(TransferError, match=r"repair: '0\.weight' is '2\.weight' too, .*; untie them"):
+        repair(tied, state, pool(a=state, b=state), x)
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 1))
+    state = dict(normed.state_dict())
+    with pytest.raises(TransferError, match=r"repair: the weight of '0' is computed, no parameter"):
+        repair(normed, state, pool(a=state, b=state), x)
+
+
+def test_a_layer_under_two_names_is_corrected_under_both() -> None:
+    body = nn.Linear(4, 4)
+    net = nn.Sequential(body, nn.ReLU(), nn.Linear(4, 1))
+    net[1].body = body
+    a, b = ({n: torch.full_like(v, k) for n, v in net.state_dict().items()} for k in (1.0, -0.5))
+    new = repair(net, average().apply(pool(a=a, b=b), {}), pool(a=a, b=b), torch.randn(20, 4))
+    torch.testing.assert_close(new["0.weight"], torch.full((4, 4), 0.75))
+    assert torch.equal(new["1.body.weight"], new["0.weight"])
+    assert torch.equal(new["1.body.bias"], new["0.bias"])
+
+
+def test_a_tensor_is_one_batch() -> None:
+    soup = average().apply(BOTH, {})
+    torch.testing.assert_close(repair(module(), soup, BOTH, X), repair(module(), soup, BOTH, [X]), rtol=0, atol=0)
+    with pytest.raises(TransferError, match="repair: wanted batches, such as a list of tensors, got int"):
+        repair(module(), soup, BOTH, 3)  # pyright: ignore[reportArgumentType]

@@ -225,3 +225,17 @@ def test_refusals() -> None:
         weight_matching({}, a, groups)
     with pytest.raises(TransferError, match=r"'0\.bias' is \(3,\) float64 in the one and \(4,\) float64 in the other"):
         weight_matching(a, {**a, "0.bias": torch.ones(4)}, groups)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(wrong: float) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    groups = channel_groups(net, torch.ones(1, 2))
+    a = {name: x.detach().clone() for name, x in net.state_dict().items()}
+    b = {name: x.clone() for name, x in a.items()}
+    b["2.weight"][0, 1] = wrong
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(
+            TransferError, match=r"weight_matching: '2.weight' \(1, 3\) float\d\d has NaN or infinite entries"
+        ):
+            weight_matching(*pair, groups)

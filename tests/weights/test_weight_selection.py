@@ -72,6 +72,35 @@ def test_mistakes_are_named() -> None:
         weight_selection(skip="hed.*").apply(LARGE, SMALL)
 
 
+def test_integers_of_another_shape_are_the_targets_own() -> None:
+    src = {"index": torch.arange(9).reshape(3, 3), "mask": torch.ones(3, dtype=torch.bool), "count": torch.tensor(7)}
+    like = {"index": torch.arange(4).reshape(2, 2), "mask": torch.zeros(2, dtype=torch.bool), "count": torch.tensor(0)}
+    plan = weight_selection().plan(src, like)
+    assert plan.kept == ("index", "mask")
+    assert plan.unused == dict.fromkeys(("index", "mask"), "integers of another shape: the target has its own")
+    new = weight_selection().apply(src, like)
+    assert new["index"] is like["index"]
+    assert new["count"] is src["count"]
+
+
+def test_swin_with_smaller_windows() -> None:
+    timm = pytest.importorskip("timm")
+    large, small = (
+        timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=size, window_size=w, embed_dim=24, depths=(2, 2), num_heads=(2, 4)
+        )
+        for size, w in ((56, 7), (32, 4))
+    )
+    for net in (large, small):  # as releases had it before the table was left out of the state dict
+        for part in net.modules():
+            part._non_persistent_buffers_set.discard("relative_position_index")
+    index = "layers.0.blocks.0.attn.relative_position_index"
+    wanted = small.state_dict()[index].clone()
+    plan = transfer(large.state_dict(), small, weight_selection(skip=r".*attn_mask|head.*"))
+    assert index in plan.kept
+    assert torch.equal(small.state_dict()[index], wanted)
+
+
 def test_vit_tiny_from_vit_small() -> None:
     vit = pytest.importorskip("timm.models.vision_transformer").VisionTransformer
     options = {"img_size": 32, "patch_size": 16}

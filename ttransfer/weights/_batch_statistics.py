@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 from ttransfer.core._types import Params
 from ttransfer.weights._merging import wide
 from ttransfer.weights._routes import Tensors
 
-__all__ = ["Moments", "Stop", "batch_statistics", "loaded", "moments", "pooled", "run_all"]
+__all__ = ["Moments", "Stop", "batch_statistics", "batches_of", "loaded", "moments", "pooled", "run_all"]
 
 
 def batch_statistics(module: nn.Module, params: Tensors, batches: Iterable[Any]) -> Params:
@@ -24,13 +24,14 @@ def batch_statistics(module: nn.Module, params: Tensors, batches: Iterable[Any])
     They are those of the whole population, as if it were one batch: counted layer by layer, each behind layers that
     have theirs already, without momentum, and batches count by their rows. In eval mode the net then does to these rows
     what it would do to them as one batch in train mode; so the variance is divided by n, where torch's running average
-    divides by n - 1. Everything else, dropout too, is in eval mode.
+    divides by n - 1. Everything else, dropout too, is in eval mode. A batch norm that is called more than once has the
+    statistics of all its calls together; train mode takes those of each call, which no one mean and variance can give.
 
     Args:
         module: the net; it is copied, and left as it is.
         params: its parameters and buffers, such as a soup's; buffers that are not there are the module's.
-        batches: inputs, a tensor or a tuple for more than one argument. One batch costs one forward, more cost about
-            half a pass over all of them for each batch norm.
+        batches: inputs, a tensor or a tuple for more than one argument; a tensor in place of a list of them is one
+            batch. One batch costs one forward, more cost about half a pass over all of them for each batch norm.
 
     Returns:
         Names of running means and variances -> tensors, for ``{**params, **batch_statistics(...)}``; none for a net
@@ -53,7 +54,7 @@ def batch_statistics(module: nn.Module, params: Tensors, batches: Iterable[Any])
         to Wider Optima and Better Generalization. 2018.
     """
     net = loaded("batch_statistics", module, params)
-    given = list(batches)
+    given = list(batches_of("batch_statistics", batches))
     if not given:
         raise TransferError("batch_statistics: there are no batches")
     norms = {
@@ -101,6 +102,19 @@ def _set(norm: nn.modules.batchnorm._BatchNorm, of: Moments) -> None:
     assert norm.running_var is not None
     norm.running_mean = of.mean.to(norm.running_mean.dtype)
     norm.running_var = (of.squares / of.count).to(norm.running_var.dtype)
+
+
+def batches_of(whose: str, batches: Iterable[Any]) -> Iterable[Any]:
+    """What is given as batches, of which a tensor or a dict is one: its rows and its names are none.
+
+    Raises:
+        TransferError: for what can be no batches.
+    """
+    if isinstance(batches, (Tensor, Mapping)):
+        return [batches]
+    if not isinstance(batches, Iterable) or isinstance(batches, str):
+        raise TransferError(f"{whose}: wanted batches, such as a list of tensors, got {shown(batches)}")
+    return batches
 
 
 class Stop(Exception):

@@ -24,8 +24,8 @@ def bn_pairs(module: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Bn
 
     The module is run once, as a copy and in eval mode. A pair is a convolution, transposed convolution or linear
     layer and a batch norm, each called once, where the batch norm takes the layer's very output, and nobody else
-    reads that, nor the layer's weight. Then both are tried alone, with random numbers: a layer that does something
-    to its weight first, as in weight standardisation, or a batch norm of another kind is left out.
+    reads that, nor the layer's weight or bias. Then both are tried alone, with random numbers: a layer that does
+    something to its weight first, as in weight standardisation, or a batch norm of another kind is left out.
 
     Args:
         module: it stays as it is.
@@ -52,7 +52,7 @@ def bn_pairs(module: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Bn
     for name, part in net.named_modules():
         once = names[id(part)] == 1  # else a state dict has its tensors twice
         if is_layer(part) and isinstance(part._parameters.get("weight"), Tensor):
-            watch.held[f"{name}.weight"] = part._parameters["weight"]
+            watch.held |= {f"{name}.{leaf}": x for leaf, x in part._parameters.items() if x is not None}
             part.register_forward_hook(watch.layer(name if once else ""))
         elif _is_norm(part):
             norms += 1
@@ -151,8 +151,9 @@ class _Watch(TorchDispatchMode):
         """The batch norm that alone reads what a layer gave; "" if there is none."""
         readers = set(self.readers.get(id(call.output), []))
         once = sum(other.layer == call.layer for other in self.calls) == 1
-        weight = self.held.get(f"{call.layer}.weight")
-        if not call.layer or not once or len(readers) != 1 or len(self.readers.get(id(weight), [])) != 1:
+        own = [self.held.get(f"{call.layer}.{leaf}") for leaf in ("weight", "bias")]
+        alone = all(x is None or len(self.readers.get(id(x), [])) == 1 for x in own)
+        if not call.layer or not once or len(readers) != 1 or not alone:
             return ""
         bn = readers.pop()
         return bn if self.entered[bn] == 1 else ""

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ttransfer._errors import TransferError, nearest, shown
+from ttransfer.core._tree import matches
 from ttransfer.weights._groups import Axis, Group
 from ttransfer.weights._groups_check import check_groups
 from ttransfer.weights._rules import RULES
+from ttransfer.weights._strict import Allow
 from ttransfer.weights._tracing import Mixing, Trace, tensors_in
 from ttransfer.weights._variables import POSITION, compact, varying
 from ttransfer.weights._weight_rules import WEIGHT_RULES
@@ -23,7 +26,7 @@ Key = tuple[str, int]  # an axis of a tensor
 Entries = dict[Key, list[int]]
 
 
-def channel_groups(module: nn.Module, *inputs: Any) -> tuple[Group, ...]:
+def channel_groups(module: nn.Module, *inputs: Any, allow: Allow = ()) -> tuple[Group, ...]:
     """Find which entries of which tensors are one channel, and which channels are interchangeable, by running a module.
 
     Channels that meet in a residual sum, a batch norm or a depthwise convolution are one; a linear layer after a
@@ -35,18 +38,22 @@ def channel_groups(module: nn.Module, *inputs: Any) -> tuple[Group, ...]:
 
     What is bound to its place is fixed: hidden channels of layers along tokens, dimensions that are rotated by a
     table. Not followed, and refused, are einsum, recurrent layers, weights that are computed (weight normalisation,
-    standardised convolutions), attention over channels, and heads that share keys.
+    standardised convolutions), attention over channels, and heads that share keys. What does not run is not seen, such
+    as a head for training alone: it may read or make the same channels, and would not follow them.
 
     Args:
         module: is copied, and run in eval mode.
         *inputs: an example of what it takes; small ones do.
+        allow: regular expressions for whole names of parameters and buffers that may be left out because they do not
+            run; they are in no group, and stay as they are when channels change places.
 
     Returns:
         The groups, in the order of the state dict; those of inputs and outputs are fixed.
 
     Raises:
         TransferError: for an operation that has no rule, or a weight that is computed, with the module that it is in;
-            for a module in which the groups found are not interchangeable.
+            for parameters that did not run and that `allow` does not name, or an `allow` that names none of these;
+            for a module in which the groups found are not interchangeable, or that does not run on these inputs.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -57,16 +64,54 @@ def channel_groups(module: nn.Module, *inputs: Any) -> tuple[Group, ...]:
         3 True [('0.weight', 1)]
         2 True [('2.weight', 0), ('2.bias', 0)]
     """
+    if not isinstance(module, nn.Module):
+        raise TransferError(f"channel_groups: wanted a module, and inputs for it, got {shown(module)}")
     twin = copy.deepcopy(module).eval()
     trace = Trace(twin, {**RULES, **WEIGHT_RULES})
     for x in tensors_in(inputs):
         trace.position(x)
-    with torch.no_grad(), trace:
-        out = twin(*inputs)
+    try:
+        with torch.no_grad(), trace:
+            out = twin(*inputs)
+    except TransferError:
+        raise
+    except Exception:
+        _refuse_if_it_does_not_run(module, inputs)
+        raise
+    _refuse_what_did_not_run(twin, trace.used, (allow,) if isinstance(allow, str) else tuple(allow))
     trace.held += [trace.see(x).labels for x in tensors_in(out) if trace.follows(x)]
     groups = _grouped(_occurrences(trace), trace, twin)
     check_groups(copy.deepcopy(module), inputs, groups)
     return groups
+
+
+def _refuse_if_it_does_not_run(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    try:
+        with torch.no_grad():
+            copy.deepcopy(module).eval()(*inputs)
+    except Exception as error:
+        raise TransferError(
+            f"channel_groups: {type(module).__name__} does not run on {shown(inputs)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _refuse_what_did_not_run(module: nn.Module, used: set[str], allow: tuple[str, ...]) -> None:
+    state = module.state_dict(keep_vars=True)
+    ran = {id(x) for name, x in state.items() if name in used}
+    # Integers and numbers of no axis have no channels.
+    idle = [n for n, x in state.items() if id(x) not in ran and x.is_floating_point() and x.ndim and x.numel()]
+    for pattern in allow:
+        if not any(matches(pattern, name) for name in idle):
+            raise TransferError(
+                f"channel_groups: allow={pattern!r} matches nothing that did not run{nearest(pattern, idle)}"
+            )
+    if left := [name for name in idle if not any(matches(pattern, name) for pattern in allow)]:
+        few = ", ".join(map(repr, left[:5])) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        raise TransferError(
+            f"channel_groups: {len(left)} of {len(state)} tensors did not run, so that nothing is known of their "
+            f"channels: {few}; give inputs on which they run in eval mode, take them out of the module, or let them "
+            "stay as they are with allow="
+        )
 
 
 def _occurrences(trace: Trace) -> dict[Key, Tensor]:

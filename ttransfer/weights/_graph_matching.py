@@ -53,8 +53,8 @@ def graph_matching(
         `tt.weights.permute_channels`.
 
     Raises:
-        TransferError: if a tensor that a group names is not there, or differs in shape, for a `decay` that is not
-            between 0 and 1, or if scipy is not installed.
+        TransferError: if a tensor that a group names is not there, differs in shape or is not finite, for a `decay`
+            that is not between 0 and 1, or if scipy is not installed.
 
     Example:
         >>> import torch, ttransfer as tt

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from numbers import Integral
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
+from ttransfer.weights._routes import Route, Routes, Tensors, routed
 
 __all__ = ["Axis", "Group", "Wanted", "permute_channels"]
 
@@ -85,8 +87,8 @@ def numbered(whose: str, groups: Sequence[Group], wanted: Wanted[V]) -> dict[int
     """
     found: dict[int, V] = {}
     for which, value in wanted.items():
-        number = _number(whose, groups, which) if isinstance(which, str) else which
-        if not 0 <= number < len(groups):
+        number: Any = _number(whose, groups, which) if isinstance(which, str) else which
+        if not is_whole(number) or not 0 <= number < len(groups):
             raise TransferError(f"{whose}: there is no group {number!r} among {len(groups)}")
         if groups[number].fixed:
             raise TransferError(
@@ -95,7 +97,7 @@ def numbered(whose: str, groups: Sequence[Group], wanted: Wanted[V]) -> dict[int
         if number in found:
             raise TransferError(f"{whose}: group {number} ({told(groups[number])}) is given twice")
         found[number] = value
-    return dict(sorted(found.items()))
+    return {number: found[number] for number in sorted(found)}
 
 
 def _number(whose: str, groups: Sequence[Group], name: str) -> int:
@@ -135,6 +137,61 @@ def checked(whose: str, axis: Axis, src: Tensors) -> Tensor:
     return x
 
 
+def is_whole(number: Any) -> bool:
+    """Whether it is a whole number, Python's or numpy's."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
+def channels_of(given: Any) -> Tensor | None:
+    """Numbers of channels, as (n,) int64; None for what is none, such as a mask."""
+    if not isinstance(given, Tensor):
+        if hasattr(given, "dtype"):  # numpy's
+            given = torch.as_tensor(given, device="cpu")
+        elif isinstance(given, Sequence) and all(is_whole(i) for i in cast(Sequence[Any], given)):
+            given = torch.tensor([int(i) for i in cast(Sequence[Any], given)], dtype=torch.int64, device="cpu")
+        else:
+            return None
+    whole = given.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
+    return given.long() if whole and given.ndim == 1 else None
+
+
+def _order(number: int, group: Group, given: Any) -> Tensor:
+    """An order of a group's channels.
+
+    Raises:
+        TransferError: for what is none. In a graph and under vmap, nobody can look at the numbers of a tensor.
+    """
+    size = len(group.axes[0].index)  # a property is nothing that torch 2.8 can trace
+    order = channels_of(given)
+    if order is None or order.shape != (size,):
+        got = shown(given) if order is None or isinstance(given, Tensor) else f"one of {len(order)}"
+        raise TransferError(
+            f"permute_channels: group {number} has {size} channels, got an order of {got}; want each of "
+            f"0 to {size - 1} once, as int64"
+        )
+    counts: list[int] = []
+    if isinstance(given, Sequence):
+        counts = [int(i) for i in cast(Sequence[Any], given)]
+    elif not (torch.compiler.is_compiling() or type(order) is not Tensor or is_functorch_wrapped_tensor(order)):
+        counts = [] if order.is_meta else order.tolist()
+    seen: set[int] = set()
+    for i in counts:
+        if not 0 <= i < size or i in seen:
+            raise TransferError(
+                f"permute_channels: group {number} has {size} channels, got an order with {i} "
+                f"{'twice' if i in seen else 'in it'}: {counts[:8]}; want each of 0 to {size - 1} once"
+            )
+        seen.add(i)
+    return order
+
+
+def passed(groups: Sequence[Group], src: Tensors) -> dict[str, Route]:
+    """Pass a source on, and say of tensors of no group that this is why they do not change."""
+    known = {axis.name for group in groups for axis in group.axes}
+    of_none = {name for name, x in src.items() if name not in known and x.is_floating_point() and x.ndim}
+    return {name: Route((name,), why="of no group" if name in of_none else "") for name in src}
+
+
 def permute_channels(groups: Sequence[Group], permutations: Wanted[Tensor | Sequence[int]]) -> WeightMap:
     r"""Put the channels of groups in another order, in every tensor that has them: the function stays as it is.
 
@@ -144,14 +201,15 @@ def permute_channels(groups: Sequence[Group], permutations: Wanted[Tensor | Sequ
         groups: of the network, as `channel_groups` finds them. Where groups overlap (heads and their dimensions) they
             are permuted one after the other.
         permutations: group -> (channels,) int64: at place i comes what was at p_i. A group is called by its number, or
-            by a tensor that makes its channels and those of no other group.
+            by a tensor that makes its channels and those of no other group. In a graph and under vmap a tensor is
+            taken at its word that it is an order.
 
     Returns:
         A `WeightMap` which passes on what is in none of these groups.
 
     Raises:
-        TransferError: for a group that there is not, a fixed group, or an order of another length; at use, for a
-            source that is not of the groups' network.
+        TransferError: for a group that there is not, a fixed group, an order of another length, or one that has not
+            each channel once; at use, for a source that is not of the groups' network.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -163,30 +221,29 @@ def permute_channels(groups: Sequence[Group], permutations: Wanted[Tensor | Sequ
         ([[2.0], [1.0]], [[4.0, 3.0]])
     """
     # The order of each axis of each tensor, composed over groups, and the numbers of the groups.
-    found: dict[tuple[str, int], tuple[Axis, Tensor, tuple[int, ...]]] = {}
+    found: dict[str, dict[int, tuple[Axis, Tensor, tuple[int, ...]]]] = {}
     for number, given in numbered("permute_channels", groups, permutations).items():
         group = groups[number]
-        order = given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.int64)
-        if order.shape != (group.size,):
-            raise TransferError(
-                f"permute_channels: group {number} has {group.size} channels, got an order of {shown(order)}"
-            )
+        order = _order(number, group, given)
         for axis in group.axes:
             index = axis.index.to(order.device)
             whole = torch.arange(length_of(axis), device=order.device)
             after = whole.scatter(0, index.reshape(-1), index[order].reshape(-1))
-            _, before, numbers = found.get((axis.name, axis.axis), (axis, whole, ()))
-            found[axis.name, axis.axis] = axis, before[after], (*numbers, number)
+            of = found.setdefault(axis.name, {})
+            _, before, numbers = of.get(axis.axis, (axis, whole, ()))
+            of[axis.axis] = axis, before[after], (*numbers, number)
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         steps: dict[str, list[tuple[int, Tensor]]] = {}
         words: dict[str, list[str]] = {}
-        for (name, at), (axis, order, numbers) in sorted(found.items(), key=lambda item: item[0]):
-            checked("permute_channels", axis, src)
-            steps.setdefault(name, []).append((at, order))
-            which = ", ".join(map(str, numbers))
-            words.setdefault(name, []).append(f"axis {at} in the order of group{'s' * (len(numbers) > 1)} {which}")
-        made = {name: taken(name) for name in src}
+        for name in sorted(found):
+            for at in sorted(found[name]):
+                axis, order, numbers = found[name][at]
+                checked("permute_channels", axis, src)
+                steps.setdefault(name, []).append((at, order))
+                which = ", ".join(map(str, numbers))
+                words.setdefault(name, []).append(f"axis {at} in the order of group{'s' * (len(numbers) > 1)} {which}")
+        made = passed(groups, src)
         made |= {name: Route((name,), _ordered(steps[name]), "; ".join(words[name])) for name in steps}
         return Routes(made)
 

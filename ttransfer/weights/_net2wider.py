@@ -12,8 +12,8 @@ from torch import Tensor
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import WeightMap
 from ttransfer.core._uniform import uniform
-from ttransfer.weights._groups import Group, Wanted, checked, numbered
-from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
+from ttransfer.weights._groups import Group, Wanted, checked, is_whole, numbered, passed
+from ttransfer.weights._routes import Route, Routes, Tensors, routed
 from ttransfer.weights._widened import Wider, widened
 
 __all__ = ["net2wider", "replicas"]
@@ -44,8 +44,9 @@ def net2wider(groups: Sequence[Group], widths: Wanted[int], *, seed: int = 0, no
 
     Raises:
         TransferError: for a group that there is not, one that is fixed or cannot grow alone, fewer channels than
-            there are, groups that overlap, a group in which more channels cannot leave the function as it is (queries
-            with keys; a weight that both makes and reads it); at use, for a source that is not of the groups' network.
+            there are or no whole number, groups that overlap, a group in which more channels cannot leave the function
+            as it is (queries with keys; a weight that both makes and reads it); at use, for a source that is not of
+            the groups' network.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -60,14 +61,19 @@ def net2wider(groups: Sequence[Group], widths: Wanted[int], *, seed: int = 0, no
     References:
         Chen, Tianqi, Goodfellow, Ian, Shlens, Jonathon. Net2Net: Accelerating Learning via Knowledge Transfer. 2016.
     """
-    found = widened("net2wider", groups, widths)
     wanted = numbered("net2wider", groups, widths)
+    for number, width in wanted.items():
+        if not is_whole(width):
+            raise TransferError(
+                f"net2wider: group {number} has {groups[number].size} channels, and is to have {width!r}; want an int"
+            )
+    found = widened("net2wider", groups, widths)
     chosen = {number: replicas(groups[number], number, width, seed) for number, width in wanted.items()}
     makes = {name: _grow(name, steps, chosen, seed, noise) for name, steps in found.items()}
     with_noise = f", with noise {noise:g}"
 
     def routes(src: Tensors, like: Tensors) -> Routes:
-        made = {name: taken(name) for name in src}
+        made = passed(groups, src)
         for name, steps in found.items():
             for step in steps:
                 checked("net2wider", step.axis, src)

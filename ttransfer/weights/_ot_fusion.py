@@ -43,8 +43,8 @@ def ot_alignment(
         `tt.weights.transport_channels`.
 
     Raises:
-        TransferError: if groups do not go together, a tensor is not there, no order of the groups starts at the input,
-            or the solver is not installed: POT, or scipy where the widths are equal and `reg` is 0.
+        TransferError: if groups do not go together, a tensor is not there or not finite, no order of the groups starts
+            at the input, or the solver is not installed: POT, or scipy where the widths are equal and `reg` is 0.
 
     Example:
         >>> import torch, ttransfer as tt

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._groups import Axis, Group, Wanted, checked, length_of, numbered
-from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
+from ttransfer.weights._groups import Axis, Group, Wanted, channels_of, checked, length_of, numbered, passed
+from ttransfer.weights._routes import Route, Routes, Tensors, routed
 
 __all__ = ["slice_channels"]
 
@@ -53,12 +53,13 @@ def slice_channels(groups: Sequence[Group], keep: Wanted[Tensor | Sequence[int]]
     parts: dict[tuple[str, int], list[tuple[Axis, Group, Tensor]]] = {}
     for number, given in numbered("slice_channels", groups, keep).items():
         group = groups[number]
-        kept = torch.as_tensor(given, dtype=None if isinstance(given, Tensor) else torch.int64, device="cpu")
+        kept = channels_of(given)
         if not group.removable:
             raise TransferError(f"slice_channels: group {number}: its channels cannot be taken away alone")
-        numbers: list[int] = kept.tolist() if kept.ndim == 1 and kept.dtype == torch.int64 else []
+        kept = kept.cpu() if kept is not None else torch.empty(0, dtype=torch.int64, device="cpu")
+        numbers: list[int] = kept.tolist()
         if not numbers or len({*numbers} & {*range(group.size)}) < len(numbers):
-            got = f"{numbers[:8]}" if numbers else shown(kept)
+            got = f"{numbers[:8]}" if numbers else shown(given)
             raise TransferError(
                 f"slice_channels: group {number} has {group.size} channels, got {got} to keep; want some of them, each "
                 "once, by number"
@@ -68,7 +69,7 @@ def slice_channels(groups: Sequence[Group], keep: Wanted[Tensor | Sequence[int]]
     left = {key: _kept(some) for key, some in sorted(parts.items())}
 
     def routes(src: Tensors, like: Tensors) -> Routes:
-        made = {name: taken(name) for name in src}
+        made = passed(groups, src)
         by: dict[str, list[tuple[tuple[str, int], str]]] = {}
         for key, some in sorted(parts.items()):
             checked("slice_channels", some[0][0], src)

@@ -52,6 +52,7 @@ class Trace(TorchFunctionMode):
         nested: (labels of channels, label of what they are part of), such as the dimensions of a head.
         touched: what each operation had to do with, and how it mixes these channels, if it does.
         held: what must stay where it is.
+        used: names of the tensors that an operation was given.
     """
 
     def __init__(self, module: nn.Module, rules: Mapping[str, Rule]) -> None:
@@ -65,6 +66,7 @@ class Trace(TorchFunctionMode):
         self.nested: list[tuple[Tensor, Tensor]] = []
         self.touched: list[tuple[Tensor, Mixing | None]] = []
         self.held: list[Tensor] = []
+        self.used: set[str] = set()
         self.path: list[str] = []
         self._wholes: list[tuple[Tensor, Tensor]] = []
         self._names: dict[int, str] = {}
@@ -83,6 +85,7 @@ class Trace(TorchFunctionMode):
         out = func(*args, **given)
         if not concerned or not tensors_in(out):
             return out
+        self.used.update(self._names[id(x)] for x in before if id(x) in self._names)
         name = spelled(func)
         if name not in self.rules:
             if not all(bool((self.see(x).labels <= POSITION).all()) for x in before):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._groups import Axis, Group, checked, length_of
+from ttransfer.weights._groups import Axis, Group, checked, length_of, passed
 from ttransfer.weights._merging import real, wide
-from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
+from ttransfer.weights._routes import Route, Routes, Tensors, routed
 
 __all__ = ["Moves", "alike", "carried", "moves_of", "transport_channels"]
 
@@ -87,7 +87,7 @@ def transport_channels(
     moves = moves_of("transport_channels", groups, theirs, maps, {**maps, **(reads or {})})
 
     def routes(src: Tensors, like: Tensors) -> Routes:
-        made = {name: taken(name) for name in src}
+        made = passed(groups, src)
         for name, on in moves.items():
             for move in on:
                 checked("transport_channels", move.old, src)

@@ -39,7 +39,8 @@ def weight_matching(
         `tt.weights.permute_channels`, which then brings `b` next to `a`.
 
     Raises:
-        TransferError: if a tensor that a group names is not there, or differs in shape, or scipy is not installed.
+        TransferError: if a tensor that a group names is not there, differs in shape or is not finite, or scipy is not
+            installed.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -107,7 +108,11 @@ def both_of(whose: str, a: Tensors, b: Tensors, groups: Sequence[Group]) -> tupl
 
 
 def weights_of(whose: str, tensors: Tensors, groups: Sequence[Group]) -> dict[str, Tensor]:
-    """The weights that groups name, in float64 on the CPU, without what batch norm has counted."""
+    """The weights that groups name, in float64 on the CPU, without what batch norm has counted.
+
+    Raises:
+        TransferError: if one of them is not there, or not finite.
+    """
     found: dict[str, Tensor] = {}
     for group in groups:
         for axis in group.axes:
@@ -116,6 +121,11 @@ def weights_of(whose: str, tensors: Tensors, groups: Sequence[Group]) -> dict[st
             x = tensors[axis.name]
             if real(x) and not statistic(axis.name):
                 found[axis.name] = x.detach().double().cpu()
+    for name, x in found.items():
+        if not x.isfinite().all():
+            raise TransferError(
+                f"{whose}: {name!r} {shown(tensors[name])} has NaN or infinite entries, near to nothing"
+            )
     return found
 
 

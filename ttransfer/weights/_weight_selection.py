@@ -25,7 +25,8 @@ def weight_selection(*, skip: Allow = ()) -> WeightMap:
 
     Each target takes from the source of its name, so the first layers of each stage are taken where layers are
     numbered in their names; rename them to take others. Rounding is as in the authors' code: halves to even, of
-    `torch.linspace` in float32.
+    `torch.linspace` in float32. Integers of another shape, such as the table of a window's relative positions, number
+    places that a smaller net does not have: there the target keeps its own.
 
     Args:
         skip: regular expressions for whole names of targets that stay as they are: the head, of other classes.
@@ -54,14 +55,20 @@ def weight_selection(*, skip: Allow = ()) -> WeightMap:
     def routes(src: Tensors, like: Tensors) -> Routes:
         let = allowed("weight_selection", skip, src, like)
         made: dict[str, Route] = {}
+        own = [name for name, x in like.items() if name in src and not let(name) and _numbers(src[name], x)]
         for name, target in like.items():
-            if name in src and not let(name):
+            if name in src and name not in own and not let(name):
                 made[name] = _selected(name, src[name], target)
-        kept = tuple(name for name in like if let(name))
+        kept = tuple(name for name in like if let(name) or name in own)
         why = {name: "skipped" if let(name) else "the target has no such layer" for name in src if name not in made}
-        return Routes(made, kept, unused=why)
+        return Routes(made, kept, unused=why | dict.fromkeys(own, "integers of another shape: the target has its own"))
 
     return routed(routes)
+
+
+def _numbers(x: Tensor, target: Tensor) -> bool:
+    """Whether it holds no weights but what follows from the shape, which is another."""
+    return x.shape != target.shape and not (x.is_floating_point() or x.is_complex())
 
 
 def _selected(name: str, x: Tensor, target: Tensor) -> Route:
