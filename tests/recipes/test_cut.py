@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ttransfer as tt
 from ttransfer._errors import TransferError
@@ -79,5 +80,30 @@ def test_mistakes_are_named() -> None:
         cut(Twice(), "body", torch.ones(2, 4))
     with pytest.raises(TransferError, match=r"at 'layer1.0.conv1' the two halves of ResNet together are not the model"):
         cut(net, "layer1.0.conv1", X)
-    with pytest.raises(TransferError, match="features: no inputs"):
-        features(net, [])
+    for nothing in ([], X[:0], [X[:0]], iter([])):
+        with pytest.raises(TransferError, match="features: no inputs"):
+            features(net, nothing)
+    pairs = DataLoader(TensorDataset(X, torch.zeros(len(X))), batch_size=2)
+    told = r"wanted batches of inputs, tensors \(n, ...\), got \[\(2, .*; give the inputs alone, \(x for x, "
+    with pytest.raises(TransferError, match=f"features: {told}"):
+        features(net, pairs)
+    for wrong in ([{"x": X}], [torch.tensor(1.0)], torch.tensor(1.0)):
+        with pytest.raises(TransferError, match=r"features: wanted batches of inputs, tensors \(n, ...\), got"):
+            features(net, wrong)  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match="features: wanted a part that gives a tensor, got tuple"):
+        features(Pair(), X)
+    with pytest.raises(TransferError, match="features: batch_size must be at least 1, got 0"):
+        features(net, X, batch_size=0)
+
+
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x, x
+
+
+def test_features_of_batches() -> None:
+    net = nn.Linear(4, 2)
+    x = torch.randn(10, 4)
+    pairs = DataLoader(TensorDataset(x, torch.zeros(10)), batch_size=4)
+    for batches in (x, [x[:3], x[:0], x[3:]], (x for x, _ in pairs)):
+        torch.testing.assert_close(features(net, batches, batch_size=4), net(x).detach())

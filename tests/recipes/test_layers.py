@@ -11,6 +11,7 @@ from torch import nn
 from ttransfer._errors import TransferError
 from ttransfer.core._tree import matches
 from ttransfer.recipes import last, layers
+from ttransfer_ext.timm import layer_groups
 
 
 def test_a_residual_net() -> None:
@@ -26,6 +27,18 @@ def test_a_vision_transformer() -> None:
     assert list(found) == ["patch_embed", "blocks.0", "blocks.1", "norm", "head"]
     assert found["patch_embed"][:2] == ("cls_token", "pos_embed")
     assert {name for own in found.values() for name in own} == {name for name, _ in net.named_parameters()}
+
+
+def test_what_timm_counts_together_is_written_as_groups() -> None:
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=2)
+    groups = {
+        "stem": r"cls_token|pos_embed|patch_embed\..*",
+        "blocks.0": r"blocks\.0\..*",
+        "blocks.1": r"(blocks\.1|norm)\..*",
+        "head": r"head\..*",
+    }
+    assert layers(net, groups) == layer_groups(net)
+    assert len(layers(net)) == len(layer_groups(net)) + 1
 
 
 def test_groups_of_ones_own() -> None:

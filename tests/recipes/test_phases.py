@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -56,6 +57,20 @@ def test_layers_thaw_one_by_one() -> None:
     assert [one.step.spec.expression.buffers["net"] for one in phases.values()] == ["shared"] * 4
 
 
+def test_what_is_frozen_stays_frozen() -> None:
+    model = make()
+    model.get_parameter("body.bias").requires_grad_(False)
+    by_gradient = finetune(model, tt.optim.sgd(0.1))
+    by_pattern = finetune(make(), tt.optim.sgd(0.1), trainable=["body.weight", "stem.*", "bn.*", "fc.*"])
+    for step in (by_gradient, by_pattern):
+        for phase in thaw(step, layers(make()), 1).values():
+            assert "body.bias" in phase.step.init(batches()[0]).frozen["net"]
+    head = make()
+    head.get_parameter("fc.bias").requires_grad_(False)
+    probe = lp_ft(finetune(head, tt.optim.sgd(0.1)), layers(head), (1, 1))["probe"].step
+    assert set(probe.init(batches()[0]).trainable["net"]) == {"fc.weight"}
+
+
 def test_each_is_a_graph_of_its_own() -> None:
     phases = lp_ft(WHOLE, layers(make()), (2, 2))
     eager = in_turn(phases, batches())
@@ -72,8 +87,21 @@ def test_from_a_state() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(TransferError, match="thaw: 2 numbers of steps for 4 layers: stem, bn, body, fc"):
-        thaw(WHOLE, layers(make()), [1, 2])
+    told = r"wanted 4 numbers of steps for the layers stem, bn, body, fc, or one for all, got"
+    for steps in ([1, 2], 1.5, "4", [1, 2, 3, -4], [1, 2, 3, 4.0], None):
+        with pytest.raises(TransferError, match=f"thaw: {told} {re.escape(repr(steps))}"):
+            thaw(WHOLE, layers(make()), steps)  # type: ignore[arg-type]
+    for wrong in (5, (1, 2, 3), (1, -2), (1, 2.5), "12"):
+        with pytest.raises(TransferError, match="lp_ft: wanted two numbers of steps, of the probe and"):
+            lp_ft(WHOLE, layers(make()), wrong)  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match="lp_ft: the step has no net 'student'; there are: net"):
+        lp_ft(WHOLE, layers(make()), (1, 1), net="student")
+    with pytest.raises(TransferError, match=r"thaw: the layers have 'head.weight', which is no parameter of 'net'"):
+        thaw(WHOLE, {"stem": ("stem.weight",), "head": ("head.weight",)}, 1)
+    frozen = finetune(make(), tt.optim.sgd(0.1), trainable="body.*")
+    for one in (lambda: lp_ft(frozen, layers(make()), (1, 1)), lambda: thaw(frozen, layers(make()), 1)):
+        with pytest.raises(TransferError, match="the step trains nothing of 'fc', with which 'net' begins to train"):
+            one()
     with pytest.raises(TransferError, match="in_turn: no phases"):
         in_turn({}, batches())
     with pytest.raises(TransferError, match="in_turn: batches are empty"):

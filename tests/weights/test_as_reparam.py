@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -113,10 +115,104 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(TransferError, match="'alpha' must be a number, numbers or a tensor, got 'half'"):
         tt.as_reparam(between, POOL, alpha="half")
     gone = tt.as_reparam(tt.weights.chain(tt.weights.drop("bias")), linear(1).state_dict())
-    with pytest.raises(TransferError, match="the map gives 1 of 2 parameters nothing, the first 'bias'"):
+    told = r"makes nothing for 1 of the net's 2 parameters, the first 'bias'; wanted all of them.* there are: weight"
+    with pytest.raises(TransferError, match=told):
         gone.apply(dict(linear(0).state_dict()), {})
+    whole = tt.as_reparam(tt.weights.dare(0.5, base="a"), POOL)
+    with pytest.raises(
+        TransferError, match=r"for 2 of the net's 2 parameters, .* it gives a whole pool, which a merging"
+    ):
+        whole.apply(dict(linear(0).state_dict()), {})
+    empty = tt.as_reparam(tt.weights.chain(), {})
+    with pytest.raises(TransferError, match="for 2 of the net's 2 parameters, the first 'weight'; wanted all of them"):
+        empty.apply(dict(linear(0).state_dict()), {})
+    flat = tt.as_reparam(tt.weights.chain(), {"weight": torch.ones(2, 2), "bias": torch.ones(3)})
+    with pytest.raises(TransferError, match=r"'weight' is \(3, 4\) float32 in the net, and the map makes \(2, 2\) fl"):
+        flat.apply(dict(linear(0).state_dict()), {})
     with pytest.raises(TransferError, match=r"sweep: no hyper-parameter 'net.alpa'; did you mean 'net.alpha'"):
         tt.sweep(step_of(merged(alpha=0.5)), {"net.alpa": [1.0]}).init(BATCH)
+
+
+@pytest.mark.parametrize(
+    ("map", "numbers", "message"),
+    [
+        (
+            tt.weights.ties,
+            {"density": 0.2},
+            r"ties: 'density' is read as a Python number, .*weights.ties\(density=...\), ...\), or",
+        ),
+        (tt.weights.dare, {"drop": 0.9}, "dare: 'drop' is read as a Python number, and cannot be learned or swept"),
+        (tt.weights.dare, {"seed": 1}, "dare: 'seed' is read as a Python number"),
+        (tt.weights.karcher, {"iterations": 3}, "karcher: 'iterations' is read as a Python number"),
+        (
+            tt.weights.wise_ft,
+            {"alfa": 0.2},
+            "wise_ft cannot be called with alfa alone: .*; it takes alpha, base, tuned",
+        ),
+        (tt.weights.rename, {}, "rename cannot be called with no numbers alone: missing a required argument: 'names'"),
+        (lambda alpha: alpha, {"alpha": 1.0}, r"<lambda> makes no WeightMap, but \(\) float32"),
+        (tt.weights.average, {"weights": {}}, "'weights' is a mapping of no numbers"),
+        (tt.weights.average, {"weights": {"a": "one"}}, "'weights.a' must be a number, numbers or a tensor, got 'one'"),
+    ],
+)
+def test_numbers_that_cannot_be_learned(map: Any, numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(TransferError, match=message):
+        tt.as_reparam(map, POOL, **numbers)
+
+
+def test_what_is_no_checkpoint() -> None:
+    with pytest.raises(
+        TransferError, match=r"as_reparam: wanted a checkpoint, .* got Linear; its weights are its state_"
+    ):
+        tt.as_reparam(tt.weights.match(), linear(1))  # type: ignore[arg-type]
+
+
+BASED = tt.weights.pool(base=linear(0).state_dict(), b=linear(2).state_dict(), a=linear(1).state_dict())
+
+
+def summed(scale: Mapping[str, float]) -> dict[str, Tensor]:
+    start = {k: BASED[f"base/{k}"] for k in ("weight", "bias")}
+    return {k: x + sum(s * (BASED[f"{who}/{k}"] - x) for who, s in scale.items()) for k, x in start.items()}
+
+
+def test_numbers_by_name_are_one_parameter_each() -> None:
+    merge = tt.as_reparam(tt.weights.task_arithmetic, BASED, scale={"a": 0.3, "b": 0.4})
+    net = tt.reparam(tt.functional(linear(3)), merge)
+    train = step_of(net)
+    state = train.init(BATCH)
+    assert {k: x.item() for k, x in state.trainable["net"].items()} == pytest.approx({"scale.a": 0.3, "scale.b": 0.4})
+    torch.testing.assert_close(tt.state_dict(train, state, "net"), summed({"a": 0.3, "b": 0.4}))
+    for one in (train, tt.compile(train, backend="aot_eager")):
+        after, _ = one(state, BATCH)
+        assert all(after.trainable["net"][k] != x for k, x in state.trainable["net"].items())
+    alone = tt.as_reparam(tt.weights.task_arithmetic, BASED, scale={"a": 0.3})
+    torch.testing.assert_close(
+        alone.apply(dict(linear(3).state_dict()), alone.init(torch.Generator(), {})), summed({"a": 0.3})
+    )
+
+
+def test_numbers_by_name_are_swept_and_set() -> None:
+    merge = tt.as_reparam(tt.weights.task_arithmetic, BASED, scale={"a": 0.3, "b": 0.4})
+    train = tt.step(
+        {"net": tt.reparam(tt.functional(linear(3)), merge), "other": tt.functional(linear(3))},
+        tt.optim.sgd(0.1),
+        trainable=("other",),
+        fit=tt.term(F.mse_loss, "net(data)", "data.y", weight=0.0),
+        rest=tt.term(F.mse_loss, "other(data)", "data.y"),
+    )
+    many = tt.sweep(train, {"net.scale.a": [0.0, 1.0], "net.scale.b": [1.0, 0.5]})
+    _, logs = many(many.init(BATCH), BATCH)
+    for i, scale in enumerate(({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.5})):
+        wanted = F.mse_loss(F.linear(X, **summed(scale)), BATCH["data"]["y"])
+        torch.testing.assert_close(logs["fit"][i], wanted)
+    changed = tt.set_hyper(train.init(BATCH), {"net.scale.a": -1.0})
+    torch.testing.assert_close(tt.state_dict(train, changed, "net"), summed({"a": -1.0, "b": 0.4}))
+
+
+def test_what_is_not_learned_is_given_before() -> None:
+    merge = tt.as_reparam(partial(tt.weights.ties, 1.0), BASED, scale=0.5)
+    new = merge.apply(dict(linear(3).state_dict()), merge.init(torch.Generator(), {}))
+    torch.testing.assert_close(new, tt.weights.ties(1.0, scale=0.5).apply(BASED, {}))
 
 
 def test_running_statistics_go_through_the_map() -> None:

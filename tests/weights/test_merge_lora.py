@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import ttransfer as tt
 from ttransfer._errors import TransferError
@@ -55,6 +56,13 @@ TRIALS = [
         name="peft",
         examples=4,
     ),
+    weight_map_trial(
+        merge_lora(alpha=6.0),
+        PEFT | drawn(fc__lora_magnitude_vector__default__weight=(4,)),
+        drawn(fc__weight=(4, 5), fc__bias=(4,), stem__weight=(3,)),
+        name="dora",
+        examples=4,
+    ),
 ]
 
 
@@ -65,6 +73,7 @@ def test_laws(check: Callable[[], None]) -> None:
 
 def test_one_graph() -> None:
     assert not judge(TRIALS[0], only=["one-graph"]).failed
+    assert not judge(TRIALS[2], only=["one-graph"]).failed
 
 
 @pytest.mark.parametrize("alpha", [None, 4.0, torch.tensor(3.0)])
@@ -123,6 +132,100 @@ def test_embeddings_of_peft(adapter: str) -> None:
     torch.testing.assert_close(new[rows], wanted, rtol=1e-9, atol=1e-9)
 
 
+DORAS = {
+    "fc": (drawn(fc__weight=(4, 5), fc__lora_A__weight=(2, 5), fc__lora_B__weight=(4, 2)), (4,), 0),
+    "conv": (
+        drawn(c__weight=(6, 4, 3, 2), c__lora_A__weight=(2, 4, 3, 2), c__lora_B__weight=(6, 2, 1, 1)),
+        (1, 6, 1, 1),
+        0,
+    ),
+    "conv1d": (drawn(c__weight=(6, 4, 3), c__lora_A__weight=(2, 4, 3), c__lora_B__weight=(6, 2, 1)), (1, 6, 1), 0),
+    "table": (drawn(e__weight=(9, 5), e__lora_embedding_A=(2, 9), e__lora_embedding_B=(5, 2)), (5,), 1),
+}
+
+
+def slow_dora(src: dict[str, Tensor], axis: int) -> Tensor:
+    """One output at a time, or one column of a table."""
+    weight, a, b, m = src.values()
+    change = 6.0 / 2 * (b.flatten(1) @ a.flatten(1))
+    whole = weight + (change.T if axis else change).reshape(weight.shape)
+    lengths = [sum(float(v) ** 2 for v in x.flatten()) ** 0.5 for x in whole.unbind(axis)]
+    new = [m * x / length for m, x, length in zip(m.flatten(), whole.unbind(axis), lengths, strict=True)]
+    return torch.stack(new, axis)
+
+
+@pytest.mark.parametrize("suffix", ["", ".weight", ".default", ".default.weight"])
+@pytest.mark.parametrize("kind", DORAS)
+def test_dora(kind: str, suffix: str) -> None:
+    src, shape, axis = DORAS[kind]
+    module = next(iter(src)).partition(".")[0]
+    adapter = ".default" if "default" in suffix else ""
+    src = {
+        name.replace(".weight", f"{adapter}.weight") if ".lora_A." in name or ".lora_B." in name
+        else name + adapter if "embedding" in name else name: x
+        for name, x in src.items()
+    }  # fmt: skip
+    lengths = drawn(m=shape)["m"].abs() + 0.5
+    src[f"{module}.lora_magnitude_vector{suffix}"] = lengths
+    map = merge_lora(alpha=6.0)
+    new = map.apply(src, {})
+    assert list(new) == [f"{module}.weight"]
+    torch.testing.assert_close(new[f"{module}.weight"], slow_dora(src, axis), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(new[f"{module}.weight"].movedim(axis, 0).flatten(1).norm(dim=1), lengths.flatten())
+    made = map.plan(src, {}).made[f"{module}.weight"]
+    assert made.sources == tuple(src)
+    what = "column" if axis else "output"
+    assert made.how == f"low-rank change added, times 6/2, then each {what} of the length that DoRA gives it"
+
+
+def test_as_peft_merges_dora() -> None:
+    peft = pytest.importorskip("peft")
+    parts = {"e": nn.Embedding(7, 5), "c": nn.Conv2d(3, 6, 3), "g": nn.Conv1d(4, 4, 2), "fc": nn.Linear(5, 4)}
+    net = nn.ModuleDict(parts).double()
+    for use_dora in (False, True):
+        config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=list(parts), use_dora=use_dora)
+        tuned = peft.get_peft_model(copy.deepcopy(net), config).double()
+        with torch.no_grad():
+            for name, x in tuned.named_parameters():
+                if "lora" in name:
+                    x.add_(torch.rand(x.shape, generator=torch.Generator().manual_seed(len(name)), dtype=x.dtype))
+        inside = {name: x.clone() for name, x in tuned.state_dict().items()}
+        file = {**net.state_dict(), **peft.utils.get_peft_model_state_dict(tuned)}
+        file = {name: x.clone() for name, x in file.items()}
+        wanted = tuned.merge_and_unload().state_dict()
+        for src in (inside, file):
+            torch.testing.assert_close(merge_lora(alpha=6.0).apply(src, {}), dict(wanted), rtol=1e-9, atol=1e-9)
+
+
+def test_as_the_authors_of_dora_name_it() -> None:
+    src, _, _ = DORAS["fc"]
+    m = drawn(m=(4, 1))["m"]
+    new = merge_lora(alpha=6.0).apply({**src, "fc.weight_m_wdecomp.weight": m}, {})
+    torch.testing.assert_close(new["fc.weight"], slow_dora({**src, "m": m}, 0), rtol=1e-9, atol=1e-9)
+
+
+def test_dora_of_nothing_and_in_half() -> None:
+    src = {**DORA, "fc.lora_magnitude_vector": 2 * M, "fc.lora_B.weight": torch.zeros(4, 2)}
+    dead = {**src, "fc.weight": torch.cat([torch.zeros(1, 5), torch.ones(3, 5)])}
+
+    def total(weight: Tensor) -> Tensor:
+        return merge_lora().apply({**dead, "fc.weight": weight}, {})["fc.weight"].sum()
+
+    new = merge_lora().apply(dead, {})["fc.weight"]
+    assert new[0].tolist() == [0.0] * 5
+    torch.testing.assert_close(new[1:], torch.full((3, 5), 2 / 5**0.5))
+    assert torch.func.grad(total)(dead["fc.weight"]).isfinite().all()
+    half = merge_lora().apply({name: x.half() * (300 if name == "fc.weight" else 1) for name, x in src.items()}, {})
+    torch.testing.assert_close(half["fc.weight"], torch.full((4, 5), 2 / 5**0.5).half())
+
+
+def test_the_plan_says_how_much() -> None:
+    src = {**BASE, **OURS}
+    for alpha, told in ((None, "2/2"), (3.5, "3.5/2"), ({"fc.weight": 8.0}, "8/2"), (torch.tensor(3.0), "alpha/2")):
+        made = merge_lora(alpha=alpha).plan(src, {}).made
+        assert made["fc.weight"].how == f"low-rank change added, times {told}"
+
+
 def test_alphas_of_their_own() -> None:
     new = merge_lora(alpha={"fc.weight": 8.0}).apply({**BASE, **OURS}, {})
     each = tt.adapters.lora("fc.*", rank=2, alpha=8.0).apply(BASE, {k: x for k, x in OURS.items() if "fc" in k})
@@ -151,6 +254,8 @@ def test_half_precision() -> None:
 
 A, B = torch.ones(2, 5), torch.ones(4, 2)
 W = {"fc.weight": torch.ones(4, 5)}
+M = torch.ones(4)
+DORA = {**W, "fc.lora_A.weight": A, "fc.lora_B.weight": B}
 
 
 @pytest.mark.parametrize("dry", [False, True])
@@ -170,7 +275,40 @@ W = {"fc.weight": torch.ones(4, 5)}
             {**W, "fc.lora_A.weight": B.T, "fc.lora_B.weight": A.T},
             r"'fc.lora_B.weight' \(5, 2\) float32 times 'fc.lora_A.weight' \(2, 4\) float32 is no change of 'fc.w",
         ),
-        ({**W, "fc.lora_magnitude_vector.weight": A}, "'fc.lora_magnitude_vector.weight' is no factor"),
+        ({**W, "fc.lora_magnitude.weight": A}, "'fc.lora_magnitude.weight' is no factor"),
+        (
+            {**DORA, "fk.lora_magnitude_vector": M},
+            "'fk.lora_magnitude_vector' is the length of 'fk.weight', which no",
+        ),
+        (
+            {**DORA, "fc.lora_magnitude_vector": M[:3]},
+            r"'fc.lora_magnitude_vector' \(3,\) float32 wanted 4 lengths",
+        ),
+        ({**DORA, "fc.lora_magnitude_vector": M.reshape(2, 2)}, r"\(2, 2\) float32 wanted 4 lengths for 'fc.weight'"),
+        (
+            {**DORA, "fc.lora_magnitude_vector.x.weight": M},
+            "'fc.lora_A.weight' and 'fc.lora_magnitude_vector.x.weight'",
+        ),
+        (
+            {**DORA, "fc.lora_magnitude_vector": M, "fc.lora_magnitude_vector.weight": M},
+            "two adapters change 'fc.weight', 'fc.lora_magnitude_vector' and 'fc.lora_magnitude_vector.weight'; drop",
+        ),
+        (
+            {**DORA, "fc.weight": W["fc.weight"].to(torch.int8)},
+            r"'fc.weight' is \(4, 5\) int8, which is quantised",
+        ),
+        (
+            {**DORA, "fc.weight": torch.ones(10, 1).to(torch.uint8)},
+            r"'fc.weight' is \(10, 1\) uint8, which is",
+        ),
+        (
+            {**DORA, "fc.weight": W["fc.weight"].to(torch.float8_e4m3fn)},
+            r"'fc.weight' is \(4, 5\) float8_e4m3fn, which is quantised .* dequantise it first",
+        ),
+        (
+            {**DORA, "fc.lora_A.weight": A.long()},
+            r"'fc.lora_A.weight' is \(2, 5\) int64, which is quantised or",
+        ),
         ({**W, "fc.lora_B.default.bias": A}, "'fc.lora_B.default.bias' is no factor"),
         ({**W, "fc.base_layer.weight": A}, "both 'fc.weight' and 'fc.base_layer.weight' would become 'fc.weight'"),
     ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from ttransfer._errors import TransferError
-from ttransfer.weights import average, pool, task_arithmetic
+from ttransfer.weights import average, fisher, karcher, pool, task_arithmetic
 from ttransfer.weights._merging import numbers, party, statistic
 
 
@@ -17,11 +19,23 @@ def net(at: float, **other: Tensor) -> dict[str, Tensor]:
 
 def test_who_takes_part() -> None:
     three = pool(c=net(3), base=net(0), a=net(1))
-    assert party("map", three).names == ("a", "base", "c")
+    assert party("map", three).names == ("c", "base", "a")
     who = party("map", three, base="base")
-    assert (who.names, who.tensors) == (("a", "c"), ("w", "n"))
-    assert who.of("w") == ("base/w", "a/w", "c/w")
+    assert (who.names, who.tensors) == (("c", "a"), ("w", "n"))
+    assert who.of("w") == ("base/w", "c/w", "a/w")
     assert party("map", three, names=("c",)).of("n") == ("c/n",)
+    assert party("map", three, names=("a", "c")).names == ("c", "a")
+
+
+@pytest.mark.parametrize("weights", [[2.0, 0.5], torch.tensor([2.0, 0.5]), {"a": 0.5, "c": 2.0}])
+def test_numbers_go_by_the_order_of_the_pool(weights: Any) -> None:
+    three = pool(c=net(3), base=net(0), a=net(1))
+    assert task_arithmetic(weights).apply(three, {})["w"].unique().tolist() == [6.5]
+    both = {name: x for name, x in three.items() if not name.startswith("base/")}
+    for map in (average(weights), karcher(weights), fisher({}, weights=weights)):
+        new = map.apply(both, {})
+        torch.testing.assert_close(new["w"], torch.full((2, 3), (2 * 3 + 0.5 * 1) / 2.5))
+        assert new["n"].item() == 3
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ CASES = [
         ["weight.conv", "bias.conv", "weight.conv2", "fc"],
     ),
     (rename({"fc": "fc"}), list(SOURCE)),
+    (rename({"module": ""}), ["conv.weight", "conv.bias", "conv2.weight", "fc"]),
+    (rename({"module": "", "module.conv": "stem"}), ["stem.weight", "stem.bias", "conv2.weight", "fc"]),
+    (rename({"module.conv": "", "module": "net"}), ["weight", "bias", "net.conv2.weight", "fc"]),
 ]
 
 
@@ -72,6 +75,8 @@ def test_gradient_goes_through() -> None:
         (rename({"module.con": "net"}), "the source has no 'module.con'; did you mean 'module.conv"),
         (rename("conv.*", "x"), "pattern 'conv.*' matches none of 4 names"),
         (rename({"module.conv2": "module.conv"}), "both 'module.conv.weight' and 'module.conv2.weight' would become"),
+        (rename({"fc": ""}), "rename: 'fc' would become an empty name; tt.weights.drop leaves a tensor out"),
+        (rename("(.*)fc", r"\1"), "rename: 'fc' would become an empty name"),
         (rename("module.*", "one"), "both 'module.conv.weight' and 'module.conv.bias' would become 'one'"),
         (rename("module(", "x"), r"rename: cannot make 'x' of pattern 'module\('"),
         (rename("module.*", r"\2"), r"rename: cannot make '\\\\2' of pattern"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from ttransfer._errors import TransferError
 from ttransfer.core._maps import Made, Plan
-from ttransfer.weights._routes import Route, Routes, Tensors, planned, routed, taken
+from ttransfer.weights import chain, match, transfer, within
+from ttransfer.weights._routes import Route, Routes, Tensors, planned, routed, taken, want_map
 
 SOURCE = {"a": torch.ones(2), "b": torch.full((2,), 2.0), "c": torch.ones(3)}
 
@@ -56,3 +59,22 @@ def test_what_is_made_of_one_tensor_is_one_tensor() -> None:
 
 def test_nothing() -> None:
     assert planned(Routes({}), {}, {}) == Plan({})
+
+
+def test_what_is_no_map() -> None:
+    map = match()
+    assert want_map("map", map) is map
+    told = r"wanted a WeightMap, got the function match; call it: match\(...\)"
+    with pytest.raises(TransferError, match=f"chain: {told}"):
+        chain(map, match)  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match=f"within: {told}"):
+        within("a", match)  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match=f"transfer: {told}"):
+        transfer({}, torch.nn.Linear(1, 1), match)  # type: ignore[arg-type]
+    for wrong, name in (
+        (torch.nn.Linear(1, 1), "Linear"),
+        ({"a": "b"}, "dict"),
+        (tuple(map), r"\[function, function\]"),
+    ):
+        with pytest.raises(TransferError, match=f"map: wanted a WeightMap, got {name}$"):
+            want_map("map", wrong)

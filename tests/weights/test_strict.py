@@ -102,3 +102,9 @@ def test_match_names_the_pair_that_crosses() -> None:
         "no order was read, for the target has 'pos.w' before 'patch.w' and the source 'patch.w' before 'pos.w'; "
         "rename the others too, or drop what crosses"
     ) in str(found.value).splitlines()
+
+
+def test_allow_takes_expressions() -> None:
+    for allow in (3, [3], None):
+        with pytest.raises(TransferError, match=r"^match: allow= takes a regular expression, or several"):
+            match(allow=allow).plan(zeros("a"), zeros("a"))  # type: ignore[arg-type]

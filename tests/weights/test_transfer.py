@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +126,16 @@ def test_tied_weights_that_are_nan_alike_are_equal() -> None:
     transfer({"e.weight": nan, "h.weight": nan.clone()}, Tied())
     with pytest.raises(TransferError, match="would get two different ones"):
         transfer({"e.weight": nan, "h.weight": torch.zeros(3, 3)}, Tied())
+
+
+@pytest.mark.parametrize(
+    ("module", "map", "says"),
+    [
+        ({}, None, "wanted a module to fill, got dict"),
+        (make(), match, "wanted a WeightMap, got the function match; call it"),
+        (make(), match().plan({}, {}), "wanted a WeightMap, got "),
+    ],
+)
+def test_what_is_no_module_and_no_map_is_refused(module: Any, map: Any, says: str) -> None:
+    with pytest.raises(TransferError, match=f"^transfer: {says}"):
+        transfer({}, module, map)

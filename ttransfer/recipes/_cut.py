@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ttransfer._errors import TransferError, nearest
+from ttransfer._errors import TransferError, nearest, shown
 
 __all__ = ["cut", "features"]
 
@@ -170,14 +170,16 @@ def features(front: nn.Module, batches: Tensor | Iterable[Tensor], *, batch_size
 
     Args:
         front: as `cut` gives it.
-        batches: all inputs (n, ...), or an iterable of batches of them.
+        batches: all inputs (n, ...), or an iterable of batches of them; of a loader that gives pairs
+            ``(x for x, _ in loader)``. Batches without rows are passed over.
         batch_size: how many at once, of a tensor.
 
     Returns:
         The features (n, ...), without a graph.
 
     Raises:
-        TransferError: for no inputs, or features that are no tensor.
+        TransferError: for no inputs, batches that are no tensors, such as pairs of inputs and labels, or features that
+            are no tensors.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -186,11 +188,23 @@ def features(front: nn.Module, batches: Tensor | Iterable[Tensor], *, batch_size
         >>> tt.recipes.features(front, torch.randn(1000, 4)).shape
         torch.Size([1000, 8])
     """
-    pieces = batches.split(batch_size) if isinstance(batches, Tensor) else batches
-    with torch.no_grad():
-        found = [cast(Any, front(x)) for x in pieces]
+    if batch_size < 1:
+        raise TransferError(f"features: batch_size must be at least 1, got {batch_size}")
+    if isinstance(batches, Tensor) and batches.ndim:
+        batches = batches.split(batch_size)
+    found: list[Tensor] = []
+    for x in (batches,) if isinstance(batches, Tensor) else batches:
+        # A pair may be inputs and labels, or two inputs: whoever gives it knows.
+        if not isinstance(cast(Any, x), Tensor) or not x.ndim:
+            cure = "; give the inputs alone, (x for x, _ in loader)" if isinstance(x, (tuple, list)) else ""
+            raise TransferError(f"features: wanted batches of inputs, tensors (n, ...), got {shown(x)}{cure}")
+        if not len(x):
+            continue
+        with torch.no_grad():
+            out = cast(Any, front(x))
+        if not isinstance(out, Tensor):
+            raise TransferError(f"features: wanted a part that gives a tensor, got {type(out).__name__}")
+        found.append(out)
     if not found:
         raise TransferError("features: no inputs")
-    if not isinstance(found[0], Tensor):
-        raise TransferError(f"features: wanted a part that gives a tensor, got {type(found[0]).__name__}")
     return torch.cat(found)

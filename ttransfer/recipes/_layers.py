@@ -24,6 +24,9 @@ def layers(model: nn.Module, groups: Sequence[str] | Mapping[str, str] | None = 
         groups: regular expressions for whole parameter names, in order, of which the first that matches decides; or
             name -> expression. None makes a layer of each direct part, and of each block where a part is a sequence of
             blocks (`layer1.0`, `blocks.3`); parameters of the model itself, such as a class token, join the first.
+            A norm between parts is then a layer of its own, `norm` of a vision transformer or `bn1` of a ResNet, and
+            `tt.recipes.layerwise` takes a step of the decay for it. Groups that count it with its neighbour say so:
+            ``{"stem": r"(conv1|bn1)\\..*", ...}``; for a timm model `ttransfer_ext.timm.layer_groups` makes timm's.
 
     Returns:
         Layers without parameters are left out.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, nearest
 from ttransfer.core._carry import carry
 from ttransfer.core._rebuild import replace
+from ttransfer.core._spec import plan_of
 from ttransfer.core._step import Step
 from ttransfer.core._types import Batch, State
-from ttransfer.recipes._layers import Layers, last
+from ttransfer.recipes._layers import Layers, as_pattern
 from ttransfer.run import Fitted, fit
 
 __all__ = ["Phase", "in_turn", "lp_ft", "thaw"]
@@ -39,7 +40,7 @@ def lp_ft(step: Step, layers: Layers, steps: tuple[int, int], *, net: str = "net
     A new head's first gradients are those of a random map, and distort what was pretrained; trained first, it does not.
 
     Args:
-        step: the whole fine-tuning, as `tt.recipes.finetune` gives it.
+        step: the whole fine-tuning, as `tt.recipes.finetune` gives it. What it freezes stays frozen in both.
         layers: of the net; the last is the head.
         steps: updates of the probe and of the whole.
         net: the net's name in the step.
@@ -47,6 +48,9 @@ def lp_ft(step: Step, layers: Layers, steps: tuple[int, int], *, net: str = "net
     Returns:
         The phases "probe", in which statistics of batch normalisation are those of before, and "finetune", for
         `in_turn`.
+
+    Raises:
+        TransferError: for what are not two numbers of steps, layers of another net, or a head that the step freezes.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -61,7 +65,8 @@ def lp_ft(step: Step, layers: Layers, steps: tuple[int, int], *, net: str = "net
         Ananya Kumar, Aditi Raghunathan, Robbie Jones, Tengyu Ma, Percy Liang. Fine-Tuning can Distort Pretrained
         Features and Underperform Out-of-Distribution. 2022.
     """
-    probe = replace(_only(step, net, last(layers)), buffers={**step.spec.expression.buffers, net: "eval"})
+    _check_counts("lp_ft", steps, f"two numbers of steps, of the probe and of the whole, got {steps!r}", 2)
+    probe = replace(_only("lp_ft", step, net, layers, 1), buffers={**step.spec.expression.buffers, net: "eval"})
     return {"probe": Phase(probe, steps[0]), "finetune": Phase(step, steps[1])}
 
 
@@ -69,7 +74,7 @@ def thaw(step: Step, layers: Layers, steps: int | Sequence[int], *, net: str = "
     """Train the last layer, then the last two, and so on: gradual unfreezing.
 
     Args:
-        step: the whole fine-tuning.
+        step: the whole fine-tuning. What it freezes stays frozen in all phases.
         layers: of the net, from the input to the output; each phase trains one more.
         steps: updates of each phase.
         net: the net's name in the step.
@@ -80,7 +85,8 @@ def thaw(step: Step, layers: Layers, steps: int | Sequence[int], *, net: str = "
         bear to be put on those of batches, late in a run.
 
     Raises:
-        TransferError: for another number of `steps` than of layers.
+        TransferError: for another number of `steps` than of layers, layers of another net, or a last layer that the
+            step freezes.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -92,18 +98,43 @@ def thaw(step: Step, layers: Layers, steps: int | Sequence[int], *, net: str = "
     References:
         Jeremy Howard, Sebastian Ruder. Universal Language Model Fine-tuning for Text Classification. 2018.
     """
-    each = [steps] * len(layers) if isinstance(steps, int) else list(steps)
-    if len(each) != len(layers):
-        raise TransferError(f"thaw: {len(each)} numbers of steps for {len(layers)} layers: {', '.join(layers)}")
+    each = [steps] * len(layers) if isinstance(steps, int) else steps
+    of = f"{len(layers)} numbers of steps for the layers {', '.join(layers)}, or one for all, got {steps!r}"
+    _check_counts("thaw", each, of, len(layers))
     phases: dict[str, Phase] = {}
     for i, (layer, count) in enumerate(zip(reversed(layers), each, strict=True)):
         whole = i + 1 == len(layers)
-        phases[layer] = Phase(step if whole else _only(step, net, last(layers, i + 1)), count)
+        phases[layer] = Phase(step if whole else _only("thaw", step, net, layers, i + 1), count)
     return phases
 
 
-def _only(step: Step, net: str, pattern: str) -> Step:
-    return replace(step, trainable={**step.spec.expression.trainable, net: (pattern,)})
+def _check_counts(whose: str, steps: Any, wanted: str, count: int) -> None:
+    if (
+        not isinstance(steps, (list, tuple))
+        or len(steps) != count
+        or not all(isinstance(n, int) and n >= 0 for n in steps)
+    ):
+        raise TransferError(f"{whose}: wanted {wanted}")
+
+
+def _only(whose: str, step: Step, net: str, layers: Layers, count: int) -> Step:
+    """The step with the last layers alone, as far as it trains them itself."""
+    expression = step.spec.expression
+    if net not in expression.nets:
+        raise TransferError(f"{whose}: the step has no net {net!r}{nearest(net, expression.nets)}")
+    known = expression.nets[net].layout.parameters
+    if strange := [name for own in layers.values() for name in own if name not in known]:
+        raise TransferError(
+            f"{whose}: the layers have {strange[0]!r}, which is no parameter of {net!r}{nearest(strange[0], known)}"
+        )
+    trained = plan_of(expression).learned.get(net, frozenset())
+    taken = list(layers)[-count:]
+    names = [name for layer in taken for name in layers[layer] if name in trained]
+    if not names:
+        raise TransferError(
+            f"{whose}: the step trains nothing of {', '.join(map(repr, taken))}, with which {net!r} begins to train"
+        )
+    return replace(step, trainable={**expression.trainable, net: (as_pattern(names),)})
 
 
 def in_turn(

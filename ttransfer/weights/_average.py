@@ -23,13 +23,13 @@ def average(weights: Numbers | None = None) -> WeightMap:
     .. math:: \theta = \sum_i w_i \theta_i \Big/ \sum_i w_i
 
     All members of the pool take part, a base too, unless a mapping of weights names some. The weights are divided by
-    their sum, so that equal checkpoints give themselves back. Integer tensors, such as batch norm's counters, are the
-    first checkpoint's: the first that `weights` names, else the first by name, or for a sequence by the pool's order. A
-    soup of nets with batch norm wants `tt.weights.batch_statistics` afterwards.
+    their sum, so that equal checkpoints give themselves back. Integer tensors, such as batch norm's counters, are those
+    of the first in the pool that takes part. A soup of nets with batch norm wants `tt.weights.batch_statistics`
+    afterwards.
 
     Args:
-        weights: name -> number, for these checkpoints alone; or a sequence or a tensor (checkpoints,), in the pool's
-            order; None weighs all alike. Gradients go through tensors.
+        weights: name -> number, for these checkpoints alone; or a sequence or a tensor (checkpoints,), in the order in
+            which `pool` was given them; None weighs all alike. Gradients go through tensors.
 
     Returns:
         A `WeightMap` from a pool to one checkpoint.
@@ -58,10 +58,7 @@ def average(weights: Numbers | None = None) -> WeightMap:
             raise TransferError(f"average: the weights are divided by their sum, which must not be 0; got {weights!r}")
 
     def routes(src: Tensors, like: Tensors) -> Routes:
-        names = named(weights)
-        if names is None and weights is not None:
-            names = tuple(members("average", src))
-        who = party("average", src, names=names)
+        who = party("average", src, names=named(weights))
 
         def make(*tensors: Tensor) -> Tensor:
             if weights is None:
@@ -116,8 +113,8 @@ def wise_ft(alpha: Number = 0.5, *, base: str = "base", tuned: str = "tuned") ->
 def greedy_soup(pool: Tensors, score: Callable[[Params], float | Tensor]) -> tuple[str, ...]:
     """Choose the checkpoints of a soup: best first, each is added if the average does not score less with it.
 
-    The ingredients are averaged as `average` does. `score` is asked once for each checkpoint, and once more for each
-    but the best.
+    Of equals the first in the pool is tried first. The ingredients are averaged as `average` does. `score` is asked
+    once for each checkpoint, and once more for each but the best.
 
     Args:
         pool: at least one checkpoint.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttransfer.core._maps import Made, Plan, WeightMap
 from ttransfer.core._types import Params
-from ttransfer.weights._routes import Routes, Tensors, on_meta, planned, taken
+from ttransfer.weights._routes import Routes, Tensors, on_meta, planned, taken, want_map
 
 
 def chain(*maps: WeightMap) -> WeightMap:
@@ -18,6 +18,9 @@ def chain(*maps: WeightMap) -> WeightMap:
         nothing, or not what fits, what the last map says of them. It runs the maps before the last one on
         meta tensors, and so raises what they raise.
 
+    Raises:
+        TransferError: for what is no map, such as a function that was not called.
+
     Example:
         >>> import torch, ttransfer as tt
         >>> load = tt.weights.chain(tt.weights.rename({"head": "fc"}), tt.weights.match())
@@ -27,6 +30,8 @@ def chain(*maps: WeightMap) -> WeightMap:
         >>> load.apply(src, like)["fc.weight"].sum().item()
         6.0
     """
+    for each in maps:
+        want_map("chain", each)
 
     def apply(src: Tensors, like: Tensors) -> Params:
         result = dict(src)

@@ -24,7 +24,8 @@ def fisher(fishers: Tensors, *, weights: Numbers | None = None, floor: float = 1
     .. math:: \theta = \sum_i \lambda_i F_i \theta_i \Big/ \sum_i \lambda_i F_i
 
     The maximum of the product of Gaussian posteriors, one around each checkpoint. Tensors without a Fisher, such as
-    running means and variances, are averaged by `weights` alone; integer tensors are the first checkpoint's.
+    running means and variances, are averaged by `weights` alone; integer tensors are those of the first in the
+    pool.
 
     Args:
         fishers: a pool of the checkpoints' diagonals, under the same names: ``pool(a=fisher_diagonal(...), b=...)``.

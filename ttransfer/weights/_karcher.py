@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._merging import Numbers, merged, named, numbers, party
-from ttransfer.weights._pool import members
+from ttransfer.weights._merging import Numbers, merged, named, numbers, party, python_number
 from ttransfer.weights._routes import Routes, Tensors, routed
 
 __all__ = ["karcher"]
@@ -30,7 +29,7 @@ def karcher(weights: Numbers | None = None, *, iterations: int = 10) -> WeightMa
         iterations: how many; the error falls geometrically, the faster the nearer the checkpoints are.
 
     Returns:
-        A `WeightMap` from a pool to one checkpoint; integer tensors are the first checkpoint's.
+        A `WeightMap` from a pool to one checkpoint; integer tensors are those of the first in the pool.
 
     Raises:
         TransferError: for fewer than one iteration; at use, as `tt.weights.average`.
@@ -44,14 +43,12 @@ def karcher(weights: Numbers | None = None, *, iterations: int = 10) -> WeightMa
     References:
         Hermann Karcher. Riemannian center of mass and mollifier smoothing. 1977.
     """
+    python_number("karcher", "iterations", iterations)
     if iterations < 1:
         raise TransferError(f"karcher: wanted at least 1 iteration, got {iterations}")
 
     def routes(src: Tensors, like: Tensors) -> Routes:
-        names = named(weights)
-        if names is None and weights is not None:
-            names = tuple(members("karcher", src))
-        who = party("karcher", src, names=names)
+        who = party("karcher", src, names=named(weights))
 
         def shares(x: Tensor) -> Tensor:
             w = numbers("karcher", 1.0 if weights is None else weights, who.names, x).to(x.dtype)

@@ -21,6 +21,7 @@ __all__ = [
     "named",
     "numbers",
     "party",
+    "python_number",
     "real",
     "rest",
     "single",
@@ -37,7 +38,7 @@ class Party(NamedTuple):
 
     Attributes:
         base: the one that the others were tuned from; "" where there is none.
-        names: of the others, in the order that counts.
+        names: of the others, in the pool's order.
         tensors: names that all of them have, in the order of the first.
     """
 
@@ -57,7 +58,7 @@ def party(whose: str, src: Tensors, *, names: Sequence[str] | None = None, base:
     Args:
         whose: the map that asks.
         src: a pool.
-        names: whom to merge; None is all but the base, by the alphabet, so that the pool's order is of no account.
+        names: whom to merge; None is all but the base. They count in the pool's order, however they are named.
         base: the member that the others were tuned from.
         least: how many there must be, the base aside.
 
@@ -68,7 +69,7 @@ def party(whose: str, src: Tensors, *, names: Sequence[str] | None = None, base:
     for name in (*(names or ()), *((base,) if base else ())):
         if name not in found:
             raise TransferError(f"{whose}: the pool has no {name!r}{nearest(name, found)}")
-    chosen = tuple(names) if names is not None else tuple(sorted(name for name in found if name != base))
+    chosen = tuple(name for name in found if (name != base if names is None else name in names))
     if len(chosen) < least:
         raise TransferError(f"{whose}: wanted at least {least} checkpoints{' beside the base' if base else ''}, got "
                             f"{', '.join(map(repr, chosen)) or 'none'}")  # fmt: skip
@@ -115,6 +116,20 @@ def single(value: Number, x: Tensor) -> Number:
 
 def _plain(x: Tensor) -> torch.dtype:
     return x.real.dtype if x.is_complex() else x.dtype
+
+
+def python_number(whose: str, keyword: str, value: object) -> None:
+    """Refuse a tensor for what is read as a Python number, and so cannot be learned or swept.
+
+    Raises:
+        TransferError: with what to do.
+    """
+    if isinstance(value, Tensor):
+        raise TransferError(
+            f"{whose}: {keyword!r} is read as a Python number, and cannot be learned or swept; give it when the map is "
+            f"made: as_reparam(tt.weights.{whose}({keyword}=...), ...), or functools.partial(tt.weights.{whose}, "
+            f"{keyword}=...) where another number is learned"
+        )
 
 
 def named(weights: Numbers | None) -> tuple[str, ...] | None:
@@ -164,8 +179,8 @@ def merged(
 ) -> Routes:
     """The routes of a map that makes every real tensor in one way.
 
-    Integer tensors are those of the first, the base if there is one. Where there is a base, what batch norm has counted
-    is averaged over those that were tuned, unless the map has a way of its own.
+    Integer tensors are those of the first in the pool, or of the base if there is one. Where there is a base, what
+    batch norm has counted is averaged over those that were tuned, unless the map has a way of its own.
 
     Args:
         src: a pool.

@@ -9,7 +9,7 @@ from torch import Tensor
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import Made, Plan, WeightMap
 from ttransfer.core._types import Params
-from ttransfer.weights._routes import Tensors, on_meta
+from ttransfer.weights._routes import Tensors, on_meta, want_map
 
 __all__ = ["MARK", "members", "pool", "want_checkpoint", "within"]
 
@@ -24,7 +24,8 @@ def pool(checkpoints: Mapping[str, Tensors] | None = None, **more: Tensors) -> P
         **more: checkpoints by keyword.
 
     Returns:
-        All tensors, those of `a` under "a/...".
+        All tensors, those of `a` under "a/...", in this order, first the mapping's and then the keywords': it is the
+        order of a merging map's coefficients, where they have no names, and integer tensors are those of the first.
 
     Raises:
         TransferError: for a name with a slash in it or given twice, or for none.
@@ -94,7 +95,7 @@ def within(member: str, map: WeightMap) -> WeightMap:
         A `WeightMap` from pool to pool.
 
     Raises:
-        TransferError: at use, for a checkpoint that is not in the pool.
+        TransferError: for what is no map; at use, for a checkpoint that is not in the pool.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -102,6 +103,7 @@ def within(member: str, map: WeightMap) -> WeightMap:
         >>> list(tt.weights.within("b", tt.weights.rename({"head": "fc"})).apply(both, {}))
         ['a/fc.bias', 'b/fc.bias']
     """
+    want_map("within", map)
 
     def split(src: Tensors) -> dict[str, Params]:
         found = members("within", src)

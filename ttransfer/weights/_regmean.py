@@ -10,35 +10,39 @@ import torch
 from torch import Tensor, nn
 
 from ttransfer._errors import TransferError, nearest, shown
+from ttransfer.core import _tree as tree
 from ttransfer.core._maps import WeightMap
 from ttransfer.core._types import Params
-from ttransfer.weights._merging import mean_of, party, real, rest, wide
+from ttransfer.weights._batch_statistics import batches_of
+from ttransfer.weights._merging import Number, mean_of, party, real, rest, single, wide
+from ttransfer.weights._pool import MARK
 from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
 
 __all__ = ["input_grams", "regmean"]
 
 
-def regmean(grams: Tensors, *, alpha: float = 0.9, ridge: float = 1e-6) -> WeightMap:
+def regmean(grams: Tensors, *, alpha: Number = 0.9, ridge: Number = 1e-6) -> WeightMap:
     r"""Merge linear layers and convolutions by regression on what each checkpoint's layer was given.
 
     .. math:: W = \Big(\sum_i W_i \tilde G_i\Big) \Big(\sum_i \tilde G_i\Big)^{-1}, \qquad
         \tilde G_i = \alpha G_i + (1 - \alpha) \operatorname{diag}(G_i), \qquad G_i = X_i^\top X_i / n_i
 
     which for alpha 1 minimises :math:`\sum_i \lVert X_i W^\top - X_i W_i^\top \rVert^2 / n_i`. A convolution is linear
-    in its patches. All else, biases too, is averaged, and integer tensors are the first checkpoint's.
+    in its patches. All else, biases too, is averaged, and integer tensors are those of the first in the pool.
 
     Args:
         grams: a pool of (inputs, inputs) matrices under the names of weights: ``pool(a=input_grams(...), b=...)``.
         alpha: how much of the off-diagonal to keep, 0 to 1; the paper's 0.9 helps with few inputs.
         ridge: is added to the diagonal, as a fraction of its mean: an input that no checkpoint ever saw has its weights
-            averaged. 0 is the formula as it stands.
+            averaged. 0 is the formula as it stands, for which the sum of the matrices must have an inverse.
 
     Returns:
         A `WeightMap` from a pool to one checkpoint.
 
     Raises:
-        TransferError: for another `alpha`; at use, for a Gram matrix that is missing, has another shape or belongs to
-            no tensor, or checkpoints that differ in names or shapes.
+        TransferError: for another `alpha` or `ridge`; at use, for a Gram matrix that is missing, has another shape or
+            belongs to no tensor, checkpoints that differ in names or shapes, or a sum without an inverse (of which
+            torch itself complains in a compiled graph).
 
     Example:
         >>> import torch, ttransfer as tt
@@ -51,8 +55,10 @@ def regmean(grams: Tensors, *, alpha: float = 0.9, ridge: float = 1e-6) -> Weigh
         Xisen Jin, Xiang Ren, Daniel Preotiuc-Pietro, Pengxiang Cheng. Dataless Knowledge Fusion by Merging Weights of
         Language Models. 2023.
     """
-    if not 0 <= alpha <= 1:
+    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
         raise TransferError(f"regmean: alpha must be from 0 to 1, got {alpha!r}")
+    if not isinstance(ridge, Tensor) and ridge < 0:
+        raise TransferError(f"regmean: ridge must be at least 0, got {ridge!r}")
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         who = party("regmean", src)
@@ -88,21 +94,34 @@ def _check(name: str, src: Tensors, grams: Tensors) -> None:
                             f"({inputs}, {inputs}) for a weight of two or more dimensions")  # fmt: skip
 
 
-def _regression(names: tuple[str, ...], grams: Tensors, alpha: float, ridge: float) -> Callable[..., Tensor]:
+def _regression(names: tuple[str, ...], grams: Tensors, alpha: Number, ridge: Number) -> Callable[..., Tensor]:
     def make(*weights: Tensor) -> Tensor:
         dtype, shape = wide(weights[0]), weights[0].shape
         given = [grams[name].to(device=weights[0].device, dtype=dtype) for name in names]
         # One scale for all, or the checkpoint with the larger inputs would be drawn less to the mean.
         size = torch.stack([g.diagonal().mean() for g in given]).mean()
         size = torch.where(size > 0, size, torch.ones_like(size))
-        kept = [alpha * g + torch.diag((1 - alpha) * g.diagonal() + ridge * size) for g in given]
+        keep, add = single(alpha, given[0]), single(ridge, given[0])
+        kept = [keep * g + torch.diag((1 - keep) * g.diagonal() + add * size) for g in given]
         rows = [w.reshape(shape[0], -1).to(dtype) for w in weights]
         right = torch.stack([w @ g for w, g in zip(rows, kept, strict=True)]).sum(0)
         # The matrices are symmetric, so that W G = R is G W^T = R^T.
-        new = torch.linalg.solve(torch.stack(kept).sum(0), right.mT).mT
+        new = _solved(names[0], torch.stack(kept).sum(0), right.mT).mT
         return new.reshape(shape).to(weights[0].dtype)
 
     return make
+
+
+def _solved(name: str, total: Tensor, right: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.linalg.solve(total, right)
+    try:
+        return torch.linalg.solve(total, right)
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise TransferError(
+            f"regmean: the Gram matrices for {name.partition(MARK)[2]!r} have no inverse together, for the inputs span "
+            "too little; give a ridge above 0, which averages the weights there"
+        ) from error
 
 
 def input_grams(module: nn.Module, batches: Iterable[Any]) -> Params:
@@ -113,7 +132,8 @@ def input_grams(module: nn.Module, batches: Iterable[Any]) -> Params:
 
     Args:
         module: one of the checkpoints' net, with its weights.
-        batches: its inputs: a tensor, or a tuple for more than one argument.
+        batches: its inputs: a tensor, or a tuple for more than one argument; a tensor in place of a list of them is
+            one batch.
 
     Returns:
         Name of the weight -> (inputs, inputs), inputs counting a patch's entries for a convolution. n counts the
@@ -148,10 +168,10 @@ def input_grams(module: nn.Module, batches: Iterable[Any]) -> Params:
             layer.register_forward_pre_hook(watch(f"{name}.weight".lstrip("."), layer))
     count = 0
     with torch.no_grad():
-        for batch in batches:
+        for batch in batches_of("input_grams", batches):
             inputs = batch if isinstance(batch, tuple) else (batch,)
             net(*inputs)
-            count += len(inputs[0])
+            count += len(tree.leaves(inputs)[0])
     if not count or not total:
         raise TransferError("input_grams: no linear layer or convolution has run; give batches of inputs")
     return {name: x / count for name, x in total.items()}

@@ -16,8 +16,8 @@ def rename(names: Mapping[str, str] | str, to: str | None = None) -> WeightMap:
     Inside a compiled step use a mapping: torch 2.8 cannot trace regular expressions.
 
     Args:
-        names: old name -> new name, for whole names and for prefixes that end at a dot (the longest counts);
-            or a regular expression for the whole name.
+        names: old name -> new name, for whole names and for prefixes that end at a dot (the longest counts), of which
+            an empty new name takes the prefix off; or a regular expression for the whole name.
         to: for a regular expression, the new name, with ``\1`` for its first group.
 
     Returns:
@@ -25,7 +25,8 @@ def rename(names: Mapping[str, str] | str, to: str | None = None) -> WeightMap:
         which target names that leaves without a tensor, or with one of another shape.
 
     Raises:
-        TransferError: at use, if an old name or the expression is not found, or two tensors get one name.
+        TransferError: at use, if an old name or the expression is not found, a tensor gets an empty name, or two get
+            one name.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -43,6 +44,8 @@ def rename(names: Mapping[str, str] | str, to: str | None = None) -> WeightMap:
         found: dict[str, str] = {}
         for old in src:
             name = new.get(old, old)
+            if not name:
+                raise TransferError(f"rename: {old!r} would become an empty name; tt.weights.drop leaves a tensor out")
             if name in found:
                 raise TransferError(f"rename: both {found[name]!r} and {old!r} would become {name!r}")
             found[name] = old
@@ -57,7 +60,8 @@ def _by_name(names: Mapping[str, str], src: Tensors) -> dict[str, str]:
         covered = [name for name in src if name == old or name.startswith(old + ".")]
         if not covered:
             raise TransferError(f"rename: the source has no {old!r}{nearest(old, src)}")
-        new.update({name: names[old] + name[len(old) :] for name in covered})
+        # Without a new prefix, the dot behind the old one goes too.
+        new.update({name: (names[old] + name[len(old) :]) if names[old] else name[len(old) + 1 :] for name in covered})
     return new
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import NOTHING, Made, Plan, WeightMap
 from ttransfer.core._types import Params
 
-__all__ = ["Route", "Routes", "Tensors", "on_meta", "planned", "routed", "taken"]
+__all__ = ["Route", "Routes", "Tensors", "on_meta", "planned", "routed", "taken", "titled", "want_map"]
 
 Tensors = Mapping[str, Tensor]
 
@@ -54,6 +55,24 @@ class Routes(NamedTuple):
 def taken(name: str) -> Route:
     """Take a source tensor as it is."""
     return Route((name,))
+
+
+def want_map(whose: str, map: object) -> WeightMap:
+    """Refuse what is no map.
+
+    Raises:
+        TransferError: with what makes one of it, where that is a call.
+    """
+    if isinstance(map, WeightMap):
+        return map
+    if callable(map) and not isinstance(map, torch.nn.Module):
+        raise TransferError(f"{whose}: wanted a WeightMap, got the function {titled(map)}; call it: {titled(map)}(...)")
+    raise TransferError(f"{whose}: wanted a WeightMap, got {shown(map)}")
+
+
+def titled(function: Any) -> str:
+    """A function's name."""
+    return getattr(getattr(function, "func", function), "__name__", type(function).__name__)
 
 
 def routed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import Plan
@@ -21,7 +22,10 @@ def allowed(whose: str, allow: Allow, src: Iterable[str], like: Iterable[str]) -
     Raises:
         TransferError: for a pattern that matches no name of either side.
     """
-    patterns = (allow,) if isinstance(allow, str) else tuple(allow)
+    patterns = (allow,) if isinstance(allow, str) else allow
+    several: Any = patterns
+    if not isinstance(several, (list, tuple, set)) or not all(isinstance(p, str) for p in cast(list[Any], several)):
+        raise TransferError(f"{whose}: allow= takes a regular expression, or several in a list, got {shown(allow)}")
     src, like = list(src), list(like)
     for pattern in patterns:
         if not any(matches(pattern, name) for name in (*like, *src)):
@@ -81,4 +85,6 @@ def _why(name: str, plan: Plan, like: Tensors, free: list[str]) -> str:
     if candidates := plan.ambiguous.get(name):
         some = ", ".join(map(repr, candidates[:3])) + (f" or {len(candidates) - 3} more" if len(candidates) > 3 else "")
         return f" {shown(like[name])}: ambiguous, it may be {some}"
-    return f" {shown(like[name])}: not in the source{nearest(name, free)}"
+    near = nearest(name, free)
+    # What is left over is listed below, once.
+    return f" {shown(like[name])}: not in the source{near if 'did you mean' in near else ''}"

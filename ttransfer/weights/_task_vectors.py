@@ -11,7 +11,7 @@ from torch import Tensor
 from ttransfer._errors import TransferError
 from ttransfer.core._keyed import bits, fold
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._merging import Numbers, merged, named, numbers, party, real, statistic, wide
+from ttransfer.weights._merging import Numbers, merged, named, numbers, party, python_number, real, statistic, wide
 from ttransfer.weights._pool import MARK
 from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
 
@@ -28,7 +28,8 @@ def task_arithmetic(scale: Numbers = 1.0, *, base: str = "base") -> WeightMap:
 
     Args:
         scale: one number for all; or name -> number, for these checkpoints alone; or a sequence or a tensor
-            (checkpoints,), by the alphabet of their names. The paper tunes one number, about 0.3 to 0.4 for many tasks.
+            (checkpoints,), in the order in which `pool` was given them, the base left out. The paper tunes one number,
+            about 0.3 to 0.4 for many tasks.
         base: its name in the pool.
 
     Returns:
@@ -71,7 +72,7 @@ def dare(drop: float = 0.9, *, seed: int = 0, base: str = "base") -> WeightMap:
     tensor's name, on any device. Running means and variances, integer tensors and the base are passed on.
 
     Args:
-        drop: probability p, from 0 up to but not 1.
+        drop: probability p, a Python number from 0 up to but not 1.
         seed: another number drops others.
         base: its name in the pool.
 
@@ -92,6 +93,8 @@ def dare(drop: float = 0.9, *, seed: int = 0, base: str = "base") -> WeightMap:
         Le Yu, Bowen Yu, Haiyang Yu, Fei Huang, Yongbin Li. Language Models are Super Mario: Absorbing Abilities from
         Homologous Models as a Free Lunch. 2024.
     """
+    python_number("dare", "drop", drop)
+    python_number("dare", "seed", seed)
     if not 0 <= drop < 1:
         raise TransferError(f"dare: drop must be from 0 up to but not 1, got {drop!r}")
 

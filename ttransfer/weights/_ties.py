@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._merging import Number, merged, named, party, real, single, statistic, wide
+from ttransfer.weights._merging import Number, merged, named, party, python_number, real, single, statistic, wide
 from ttransfer.weights._pool import MARK
 from ttransfer.weights._routes import Routes, Tensors, routed
 
@@ -36,7 +36,8 @@ def ties(
     and variances are averaged instead, and integer tensors are the base's.
 
     Args:
-        density: fraction of each tensor's entries to keep, 0 to 1; rounded, one at least; equals are kept together.
+        density: fraction of each tensor's entries to keep, a Python number from 0 to 1; rounded, one at least; equals
+            are kept together.
         thresholds: name -> magnitude, for these checkpoints alone: what is smaller is trimmed, whatever `density` is.
         scale: lambda.
         base: its name in the pool.
@@ -135,5 +136,6 @@ def _threshold(sizes: Tensor, density: float) -> Tensor:
 
 
 def _check_density(whose: str, density: float) -> None:
+    python_number(whose, "density", density)
     if not 0 < density <= 1:
         raise TransferError(f"{whose}: density must be above 0 and at most 1, got {density!r}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import Plan, WeightMap
 from ttransfer.weights._match import match, unread
 from ttransfer.weights._pool import want_checkpoint
@@ -44,6 +44,8 @@ def transfer(src: Tensors, module: nn.Module, map: WeightMap | None = None) -> P
         True
     """
     want_checkpoint("transfer", src)
+    if not isinstance(cast(Any, module), nn.Module):
+        raise TransferError(f"transfer: wanted a module to fill, got {shown(module)}; a map's apply fills a dict")
     chosen = match() if map is None else want_map("transfer", map)
     own = module.state_dict(keep_vars=True)
     like = {name: x.detach() for name, x in own.items() if isinstance(x, Tensor)}
