@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -56,3 +57,23 @@ def test_mistakes_are_named() -> None:
         optim.layer_decay([])
     with pytest.raises(TransferError, match=r"optim.layer_decay: decay is 'half', wanted a number"):
         optim.layer_decay([".*"], "half")  # type: ignore[arg-type]
+
+
+def test_expressions_are_in_no_graph() -> None:
+    # torch 2.8 guards on all that `re` has compiled, and fails where a pattern of bytes is among it.
+    opt = optim.layer_decay(["conv.*", ".*"], 0.5)
+    params = {"conv": torch.ones(2), "fc": torch.ones(2)}
+    state = opt.init(params)
+
+    def update(grads: dict[str, Tensor]) -> Any:
+        return opt.update(grads, state, params, {"decay": torch.tensor(0.5)})[0]
+
+    torch.compiler.reset()
+    re.purge()
+    re.fullmatch(b"a.*", b"ab")
+    found = torch.compile(update, backend="aot_eager", fullgraph=True)(params)
+    assert found["conv"].tolist() == [0.5, 0.5]
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    re.fullmatch("one.*more", "")
+    torch.compile(update, backend="aot_eager", fullgraph=True)(params)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before

@@ -92,8 +92,13 @@ def test_mistakes_are_named() -> None:
             features(net, wrong)  # type: ignore[arg-type]
     with pytest.raises(TransferError, match="features: wanted a part that gives a tensor, got tuple"):
         features(Pair(), X)
-    with pytest.raises(TransferError, match="features: batch_size must be at least 1, got 0"):
-        features(net, X, batch_size=0)
+    with pytest.raises(TransferError, match=r"features: wanted inputs \(n, ...\) or an iterable of batches, got int"):
+        features(net, 5)  # type: ignore[arg-type]
+    for size in (0, 2.5):
+        with pytest.raises(TransferError, match="features: batch_size must be a whole number of at least 1, got"):
+            features(net, X, batch_size=size)  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match=r"cut: no example .*; give the model's inputs: cut\(net, 'layer1', x\)"):
+        cut(net, "layer1")
 
 
 class Pair(nn.Module):

@@ -133,3 +133,24 @@ def test_mistakes_are_named() -> None:
         finetune(make(3), tt.optim.sgd(0.1), statistics="frozen")
     with pytest.raises(TransferError, match="the term 'task' is the loss on the labels"):
         finetune(make(3), tt.optim.sgd(0.1), task=tt.term(F.cross_entropy, "net(data)", "data.y"))
+
+
+def test_layerwise_wants_the_net_s_name() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    batch = {"data": {"x": torch.randn(6, 4), "y": torch.arange(6) % 3}}
+    parts = layers(net)
+
+    def step(**name: str) -> tt.Step:
+        rates = layerwise(tt.optim.sgd(1.0), parts, 0.1, **name)
+        task = tt.term(nn.functional.cross_entropy, "student(data)", "data.y")
+        return tt.step({"student": tt.functional(net)}, rates, trainable=("student",), task=task)
+
+    with pytest.raises(TransferError, match="layerwise: the step trains nothing of a net 'net', which net= names"):
+        step().init(batch, seed=0)
+    step(net="student").init(batch, seed=0)
+    with pytest.raises(TransferError, match="layerwise: no layers"):
+        layerwise(tt.optim.sgd(0.1), {})
+    odd = layerwise(tt.optim.sgd(0.1), {"body": ("0.weight", "0.bias"), "head": ("1.weight",)})
+    told = "layerwise: parameter 'net.1.bias' is in none of the layers body, head; did you mean 'net.0.bias'"
+    with pytest.raises(TransferError, match=told):
+        finetune(net, odd).init(batch, seed=0)

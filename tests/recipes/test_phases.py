@@ -88,7 +88,7 @@ def test_from_a_state() -> None:
 
 def test_mistakes_are_named() -> None:
     told = r"wanted 4 numbers of steps for the layers stem, bn, body, fc, or one for all, got"
-    for steps in ([1, 2], 1.5, "4", [1, 2, 3, -4], [1, 2, 3, 4.0], None):
+    for steps in ([1, 2], 1.5, "4", [1, 2, 3, -4], [1, 2, 3, 4.0], None, [True, 1, 1, 1]):
         with pytest.raises(TransferError, match=f"thaw: {told} {re.escape(repr(steps))}"):
             thaw(WHOLE, layers(make()), steps)  # type: ignore[arg-type]
     for wrong in (5, (1, 2, 3), (1, -2), (1, 2.5), "12"):
@@ -102,6 +102,9 @@ def test_mistakes_are_named() -> None:
     for one in (lambda: lp_ft(frozen, layers(make()), (1, 1)), lambda: thaw(frozen, layers(make()), 1)):
         with pytest.raises(TransferError, match="the step trains nothing of 'fc', with which 'net' begins to train"):
             one()
+    for none in (lambda: lp_ft(WHOLE, {}, (1, 1)), lambda: thaw(WHOLE, {}, 1)):
+        with pytest.raises(TransferError, match=r"(lp_ft|thaw): no layers"):
+            none()
     with pytest.raises(TransferError, match="in_turn: no phases"):
         in_turn({}, batches())
     with pytest.raises(TransferError, match="in_turn: batches are empty"):

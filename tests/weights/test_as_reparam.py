@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ttransfer as tt
+from tests.support.pools import tied
 from ttransfer._errors import TransferError
 from ttransfer.weights._routes import Route, Routes, Tensors, routed
 
@@ -240,3 +241,15 @@ def test_running_statistics_go_through_the_map() -> None:
     assert logs["fit"][2].item() == pytest.approx(F.mse_loss(second(X), BATCH["data"]["y"]).item())
     half = tt.state_dict(step, tt.member(state, 1), "net")
     torch.testing.assert_close(half["1.running_mean"], (first[1].running_mean + second[1].running_mean) / 2)  # type: ignore[index, operator]
+
+
+def test_tied_weights_are_one_tensor_in_a_graph() -> None:
+    nets = {name: tied(seed) for seed, name in enumerate("ab")}
+    src = {f"{name}/{k}": x for name, net in nets.items() for k, x in net.state_dict().items()}
+    sure = {f"{name}/{k}": x.detach().abs() for name, net in nets.items() for k, x in net.named_parameters()}
+    merge = tt.as_reparam(tt.weights.fisher(sure), src)
+    base = dict(nets["a"].state_dict())
+    wanted = merge.apply(base, {})
+    assert wanted["table.weight"] is wanted["head.weight"]
+    found = torch.compile(lambda at: merge.apply(at, {}), fullgraph=True, backend="aot_eager")(base)
+    torch.testing.assert_close(found, wanted)

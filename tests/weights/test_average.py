@@ -168,3 +168,23 @@ def test_weights_that_cannot_be() -> None:
         average([1.0, 2.0]).apply(ABC, {})
     with pytest.raises(TransferError, match="wise_ft: the pool has no 'tuned'; there are: a, b, c"):
         wise_ft().apply(ABC, {})
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ({0.0: 0.1, 1.0: float("nan")}, "the score of 'b' is NaN"),
+        ({0.0: 0.3, 1.0: 0.2, 0.5: float("nan")}, r"the score of the average of \('a', 'b'\) is NaN"),
+        ({0.0: None, 1.0: 0.2}, "wanted one number as the score of 'a', got NoneType"),
+        ({0.0: "0.5", 1.0: 0.2}, "wanted one number as the score of 'a', got str"),
+    ],
+)
+def test_a_soup_wants_numbers_as_scores(scores: dict[float, Any], says: str) -> None:
+    both = pool(a={"w": torch.tensor(0.0)}, b={"w": torch.tensor(1.0)})
+    with pytest.raises(TransferError, match=f"greedy_soup: {says}"):
+        greedy_soup(both, lambda params: scores[params["w"].item()])
+
+
+def test_words_are_no_weights() -> None:
+    with pytest.raises(TransferError, match="average: wanted numbers as weights, got 'ab'"):
+        average("ab")  # type: ignore[arg-type]

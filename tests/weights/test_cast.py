@@ -77,5 +77,10 @@ def test_mistakes_are_named(patterns: Any, message: str, dry: bool) -> None:
 
 
 def test_no_floating_point() -> None:
-    with pytest.raises(TransferError, match=r"cast: wanted a floating-point dtype, got torch.int8"):
+    with pytest.raises(TransferError, match=r"cast: wanted a floating-point dtype .*, got torch.int8"):
         cast(torch.int8)
+
+
+def test_a_dtype_is_no_word() -> None:
+    with pytest.raises(TransferError, match=r"cast: wanted a floating-point dtype .*, got 'float16'"):
+        cast("float16")  # type: ignore[arg-type]

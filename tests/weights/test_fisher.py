@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ttransfer as tt
-from tests.support.pools import IN_POOL_ORDER
+from tests.support.pools import IN_POOL_ORDER, assert_tied, tied
 from ttransfer._errors import TransferError
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
 from ttransfer.weights import average, empirical_fisher, fisher, fisher_diagonal, pool
@@ -187,3 +187,38 @@ def test_fishers_of_nobody_are_refused() -> None:
     both = pool(a={"w": torch.ones(2)}, b={"w": torch.ones(2)})
     with pytest.raises(TransferError, match="fisher: the Fishers of 'x' belong to no checkpoint"):
         fisher(pool(x={"w": torch.ones(2)}, y={"w": torch.ones(2)})).apply(both, {})
+
+
+NETS = {name: tied(seed) for seed, name in enumerate("ab")}
+POOL = pool({name: net.state_dict() for name, net in NETS.items()})
+# named_parameters() has one of the two names.
+ONE_NAME = pool({name: {k: x.detach().abs() for k, x in net.named_parameters()} for name, net in NETS.items()})
+
+
+def test_one_of_two_names_is_enough_for_tied_weights() -> None:
+    new = fisher(ONE_NAME).apply(POOL, {})
+    f, g, a, b = (of[f"{who}/table.weight"] for of in (ONE_NAME, POOL) for who in "ab")
+    torch.testing.assert_close(new["table.weight"], (f * a + g * b) / (f + g))
+    assert_tied(fisher(ONE_NAME), POOL, new)
+
+
+def test_two_fishers_for_one_tensor_are_refused() -> None:
+    two = {**ONE_NAME, **{f"{who}/head.weight": torch.ones(9, 6) for who in "ab"}}
+    told = "fisher: 'a/table.weight' and 'a/head.weight' are one tensor, and each has a Fisher of its own; give one"
+    with pytest.raises(TransferError, match=told):
+        fisher(two).plan(POOL, {})
+    twice = {**ONE_NAME, **{f"{who}/head.weight": ONE_NAME[f"{who}/table.weight"] for who in "ab"}}
+    torch.testing.assert_close(fisher(twice).apply(POOL, {}), fisher(ONE_NAME).apply(POOL, {}))
+
+
+def test_numbers_are_checked() -> None:
+    for wrong, told in (
+        ({"floor": -1.0}, "floor must be at least 0, got -1.0"),
+        ({"floor": float("nan")}, "floor must be at least 0, got nan"),
+        ({"floor": "x"}, "wanted a number for 'floor', got 'x'"),
+        ({"weights": "ab"}, "wanted a number or a tensor for 'weights', got 'ab'"),
+    ):
+        with pytest.raises(TransferError, match=f"fisher: {told}"):
+            fisher({}, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match="fisher: wanted a checkpoint, name -> tensor, got NoneType"):
+        fisher(None)  # type: ignore[arg-type]

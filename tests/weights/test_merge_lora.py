@@ -322,3 +322,34 @@ def test_mistakes_are_named(src: dict[str, Tensor], message: str, dry: bool) -> 
 def test_alpha_for_nothing() -> None:
     with pytest.raises(TransferError, match=r"merge_lora: alpha for 'fk.weight', which nothing changes; did you mean"):
         merge_lora(alpha={"fk.weight": 1.0}).plan({**BASE, **OURS}, {})
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_other_numbers_compile_too(dynamic: bool | None) -> None:
+    compiled = torch.compile(
+        lambda src, alpha: merge_lora(alpha=alpha).apply(src, {}), fullgraph=True, backend="aot_eager", dynamic=dynamic
+    )
+    for alpha in (2.0, 3.0, 6.0):
+        torch.testing.assert_close(compiled(DORA, alpha), merge_lora(alpha=alpha).apply(DORA, {}))
+
+
+def test_in_a_compiled_step() -> None:
+    src = {name: x.float() for name, x in {**BASE, **OURS}.items() if name.startswith("fc")}
+    merge = tt.as_reparam(lambda alpha: merge_lora(alpha=alpha), src, alpha=3.0)
+    plain = nn.Sequential()
+    plain.add_module("fc", nn.Linear(5, 4))
+    net = tt.reparam(tt.functional(plain), merge)
+    term = tt.term(F.mse_loss, "net(data)", "data.y")
+    train = tt.step({"net": net}, tt.optim.sgd(0.1), trainable=("net",), fit=term)
+    batch = {"data": {"x": torch.ones(3, 5), "y": torch.ones(3, 4)}}
+    state = train.init(batch)
+    wanted, _ = train(state, batch)
+    found, _ = tt.compile(train, backend="aot_eager")(state, batch)
+    torch.testing.assert_close(found.trainable["net"]["alpha"], wanted.trainable["net"]["alpha"])
+    assert wanted.trainable["net"]["alpha"].item() != 3.0
+
+
+@pytest.mark.parametrize("alpha", ["x", {"fc.weight": None}, [1.0]])
+def test_alpha_is_a_number(alpha: Any) -> None:
+    with pytest.raises(TransferError, match="merge_lora: wanted a number or a tensor for 'alpha', got"):
+        merge_lora(alpha=alpha)

@@ -9,7 +9,22 @@ import torch
 from torch import Tensor
 
 from ttransfer._errors import TransferError
-from ttransfer.weights import average, fisher, karcher, pool, task_arithmetic
+from ttransfer.core._maps import WeightMap
+from ttransfer.core._types import Params
+from ttransfer.weights import (
+    average,
+    chain,
+    dare,
+    fisher,
+    karcher,
+    model_stock,
+    pool,
+    regmean,
+    slerp,
+    task_arithmetic,
+    ties,
+    wise_ft,
+)
 from ttransfer.weights._merging import numbers, party, statistic
 
 
@@ -97,3 +112,87 @@ def test_tied_weights_stay_one() -> None:
     new = average().apply(pool(a=tied(1), b=tied(2)), {})
     assert new["embed"] is new["head"]
     assert new["embed"] is not new["other"]
+
+
+def member(dtype: torch.dtype, at: float) -> Params:
+    return {"w": torch.full((2,), at, dtype=dtype), "bn.running_var": torch.tensor([at], dtype=dtype)}
+
+
+HALF, SINGLE = torch.float16, torch.float32
+
+
+@pytest.mark.parametrize("first", [HALF, SINGLE])
+@pytest.mark.parametrize("merge", [task_arithmetic(0.5), ties(0.5), model_stock(), slerp(0.5, tuned="a")])
+def test_where_dtypes_differ_the_base_has_its_own(merge: WeightMap, first: torch.dtype) -> None:
+    new = merge.apply(pool(base=member(first, 1.0), a=member(HALF, 2.0), b=member(SINGLE, 3.0)), {})
+    wanted = merge.apply(pool(base=member(SINGLE, 1.0), a=member(SINGLE, 2.0), b=member(SINGLE, 3.0)), {})
+    assert {x.dtype for x in new.values()} == {first}
+    for name, x in new.items():
+        torch.testing.assert_close(x.float(), wanted[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("merge", [average(), average([1.0, 2.0]), karcher()])
+def test_where_dtypes_differ_one_holds_all(merge: WeightMap) -> None:
+    both = pool(a=member(HALF, 2.0), b=member(SINGLE, 3.0))
+    assert {x.dtype for x in merge.apply(both, {}).values()} == {SINGLE}
+    assert merge.plan(both, {}).made["w"].how.endswith(", float16 and float32 -> float32")
+
+
+def test_the_mean_of_statistics_is_rounded_once() -> None:
+    src = pool(base=member(SINGLE, 1.0), a=member(HALF, 1.0), b=member(HALF, 1.0 + 2**-10))
+    plan = task_arithmetic().plan(src, {})
+    assert plan.made["bn.running_var"].how == "mean: a statistic, float16 -> float32"
+    assert task_arithmetic().apply(src, {})["bn.running_var"].item() == 1.0 + 2**-11
+
+
+def test_dropping_keeps_dtypes_and_drops_in_the_wider() -> None:
+    src = pool(base=member(SINGLE, 1.0), a=member(HALF, 2.0))
+    new = dare(0.5).apply(src, {})
+    assert {name: x.dtype for name, x in new.items()} == {name: x.dtype for name, x in src.items()}
+    assert chain(dare(0.5), ties(1.0)).apply(src, {})["w"].dtype == SINGLE
+
+
+def test_a_compiled_graph_mixes_dtypes() -> None:
+    src = pool(a=member(HALF, 2.0), b=member(SINGLE, 3.0))
+    compiled = torch.compile(lambda at: average().apply(at, {}), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(src), average().apply(src, {}))
+
+
+def test_complex_and_real_are_not_merged() -> None:
+    both = pool(a={"w": torch.ones(2)}, b={"w": torch.ones(2, dtype=torch.complex64)})
+    with pytest.raises(TransferError, match=r"'w' is \(2,\) float32 in 'a' and \(2,\) complex64 in 'b'"):
+        average().apply(both, {})
+
+
+@pytest.mark.parametrize(
+    "merge", [task_arithmetic({"base": 1.0, "a": 1.0}), ties(thresholds={"base": 1.0}), slerp(tuned="base")]
+)
+def test_the_base_is_not_tuned_from_itself(merge: WeightMap) -> None:
+    with pytest.raises(TransferError, match="'base' is the base, and cannot be among those that were tuned from it"):
+        merge.plan(pool(base=net(0), a=net(1)), {})
+
+
+SQUARES = pool({who: {"w": torch.rand(3, 3)} for who in ("base", "a")})
+GRAMS = pool({who: {"w": torch.eye(3) * (1 + i)} for i, who in enumerate(("base", "a"))})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda at: wise_ft(at, tuned="a"),
+        lambda at: slerp(at, tuned="a"),
+        lambda at: average([at, 1.0]),
+        lambda at: task_arithmetic({"a": at}),
+        lambda at: karcher({"a": at, "base": 1.0}),
+        lambda at: fisher(SQUARES, weights=[at, 1.0], floor=at),
+        lambda at: regmean(GRAMS, alpha=at, ridge=at),
+        dare,
+        lambda at: ties(at, scale=at),
+    ],
+    ids=["wise_ft", "slerp", "average", "task_arithmetic", "karcher", "fisher", "regmean", "dare", "ties"],
+)
+def test_other_numbers_compile_too(make: Any) -> None:
+    torch.compiler.reset()  # it counts the graphs of a function over all tests
+    compiled = torch.compile(lambda src, at: make(at).apply(src, {}), fullgraph=True, backend="aot_eager")
+    for at in (0.2, 0.3, 0.5):
+        torch.testing.assert_close(compiled(SQUARES, at), make(at).apply(SQUARES, {}))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.support.pools import tied
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import Made
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
@@ -54,3 +55,14 @@ def test_mistakes_are_named() -> None:
         pool(a=A, b={})
     with pytest.raises(TransferError, match="pool: no checkpoints"):
         pool()
+
+
+def test_tied_weights_are_one_tensor() -> None:
+    """A state dict has a tensor of its own for each name, and in a graph none tells that they share their memory."""
+    net = tied(0)
+    both = pool(a=net.state_dict(), b=tied(1).state_dict())
+    assert both["a/table.weight"] is both["a/head.weight"]
+    assert both["a/table.weight"] is not both["b/table.weight"]
+    alone = pool(a={"w": torch.ones(2), "v": torch.ones(2)}, b=dict(net.named_parameters()))
+    assert alone["a/w"] is not alone["a/v"]
+    assert alone["b/table.weight"] is net.get_parameter("table.weight")

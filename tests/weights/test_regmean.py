@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pools import IN_POOL_ORDER
+from tests.support.pools import IN_POOL_ORDER, assert_tied, tied
 from ttransfer._errors import TransferError
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
 from ttransfer.weights import average, input_grams, pool, regmean
@@ -219,3 +219,57 @@ def test_a_tensor_or_a_dict_is_one_batch() -> None:
     torch.testing.assert_close(found, {"net.weight": wanted["weight"]}, rtol=0, atol=0)
     with pytest.raises(TransferError, match="input_grams: wanted batches, such as a list of tensors, got int"):
         input_grams(net, 3)  # pyright: ignore[reportArgumentType]
+
+
+NETS = {name: tied(seed) for seed, name in enumerate("ab")}
+TIED = pool({name: net.state_dict() for name, net in NETS.items()})
+ROWS = {name: [torch.arange(9), torch.arange(seed, 6)] for seed, name in enumerate("ab")}
+TIED_GRAMS = pool({name: input_grams(net, ROWS[name]) for name, net in NETS.items()})
+
+
+def test_tied_weights_stay_one_tensor() -> None:
+    """A table that is the head too is what the head's inputs make of it, under whichever names the matrices are."""
+    new = regmean(TIED_GRAMS).apply(TIED, {})
+    heads = {name: x for name, x in TIED_GRAMS.items() if "table" not in name}
+    assert set(heads) < set(TIED_GRAMS)
+    for grams in (TIED_GRAMS, heads):
+        assert_tied(regmean(grams), TIED, new)
+    wanted = regmean(heads).apply({name: x for name, x in TIED.items() if "table" not in name}, {})
+    torch.testing.assert_close(new["head.weight"], wanted["head.weight"])
+    other = {**heads, **{f"{who}/table.weight": torch.eye(6) for who in "ab"}}
+    told = "regmean: 'a/table.weight' and 'a/head.weight' are one tensor, and each has a Gram matrix of its own"
+    with pytest.raises(TransferError, match=told):
+        regmean(other).apply(TIED, {})
+
+
+class Twice(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = (nn.Linear(4, 4, bias=False, dtype=torch.float64) for _ in range(2))
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+def test_two_layers_of_one_weight_are_least_squares_on_the_inputs_of_both() -> None:
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nets = {name: Twice(seed) for seed, name in enumerate("ab")}
+    grams = pool({name: input_grams(net, x) for name, net in nets.items()})
+    new = regmean(grams, alpha=1.0, ridge=0.0).apply(pool({k: net.state_dict() for k, net in nets.items()}), {})
+    with torch.no_grad():
+        seen = {k: torch.cat([x, net.first(x).relu()]) for k, net in nets.items()}
+        answers = torch.cat([net.first(seen[k]) for k, net in nets.items()])
+    wanted = torch.linalg.lstsq(torch.cat([*seen.values()]), answers).solution.T
+    assert new["first.weight"] is new["second.weight"]
+    torch.testing.assert_close(new["first.weight"], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_no_matrix_and_no_number_is_refused() -> None:
+    with pytest.raises(TransferError, match="regmean: no Gram matrices, without which it is an average"):
+        regmean({}).apply(TIED, {})
+    with pytest.raises(TransferError, match="regmean: wanted a checkpoint, name -> tensor, got NoneType"):
+        regmean(None)  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match="regmean: wanted a number or a tensor for 'alpha', got 'x'"):
+        regmean(GRAMS, alpha="x")  # type: ignore[arg-type]

@@ -77,6 +77,9 @@ def test_gradient_goes_through() -> None:
         (rename({"module.conv2": "module.conv"}), "both 'module.conv.weight' and 'module.conv2.weight' would become"),
         (rename({"fc": ""}), "rename: 'fc' would become an empty name; tt.weights.drop leaves a tensor out"),
         (rename("(.*)fc", r"\1"), "rename: 'fc' would become an empty name"),
+        (rename({"module.": ""}), "rename: the source has no 'module.'; a prefix is given without its dot, 'module'"),
+        (rename({"module": "net."}), "'module.conv.weight' would become 'net..conv.weight', of which a part between"),
+        (rename(r"module(.*)", r"\1"), "'module.conv.weight' would become '.conv.weight', of which a part between"),
         (rename("module.*", "one"), "both 'module.conv.weight' and 'module.conv.bias' would become 'one'"),
         (rename("module(", "x"), r"rename: cannot make 'x' of pattern 'module\('"),
         (rename("module.*", r"\2"), r"rename: cannot make '\\\\2' of pattern"),
@@ -92,3 +95,5 @@ def test_arguments_that_do_not_go_together() -> None:
         rename("fc")
     with pytest.raises(TransferError, match="rename: wanted a mapping"):
         rename({"fc": "head"}, "head")
+    with pytest.raises(TransferError, match="rename: wanted a name for 'fc', got NoneType"):
+        rename({"fc": None})  # type: ignore[dict-item]

@@ -132,6 +132,12 @@ def test_mistakes_are_named(pattern: str, message: str, dry: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"std": "a"}, "wanted a number or a tensor for 'std', got 'a'"),
+        ({"std": torch.ones(3)}, r"wanted one std for all, got \(3,\) float32"),
+        ({"bias": float("nan")}, "wanted a finite bias, got nan"),
+        ({"bias": None}, "wanted a number or a tensor for 'bias', got NoneType"),
+        ({"seed": 1.5}, "wanted an int for 'seed', got 1.5"),
+        ({"prior": "x"}, "wanted a number for 'prior', got 'x'"),
         ({"prior": 1.0}, "wanted a prior between 0 and 1, got 1.0"),
         ({"prior": 0.1, "bias": 1.0}, "a prior gives the bias; give one of the two"),
         ({"prior": 0.1, "bias": torch.zeros(3)}, "a prior gives the bias; give one of the two"),
@@ -140,3 +146,16 @@ def test_mistakes_are_named(pattern: str, message: str, dry: bool) -> None:
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TransferError, match=f"reset_head: {message}"):
         reset_head("fc.*", **options)
+
+
+@pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf")])
+def test_a_std_is_a_number_of_at_least_0(std: float) -> None:
+    with pytest.raises(TransferError, match="reset_head: wanted a std of at least 0"):
+        reset_head("fc.*", std=std)
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_bias_for_other_classes(dry: bool) -> None:
+    map = reset_head("fc.*", bias=torch.zeros(7))
+    with pytest.raises(TransferError, match=r"reset_head: bias \(7,\) float32 is not one for each class of 'fc.bias'"):
+        (map.plan if dry else map.apply)(SRC, LIKE)

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import Made, Plan
 from ttransfer.weights import chain, match, transfer, within
-from ttransfer.weights._routes import Route, Routes, Tensors, planned, routed, taken, want_map
+from ttransfer.weights._routes import (
+    Route,
+    Routes,
+    Tensors,
+    all_on_meta,
+    as_one,
+    planned,
+    routed,
+    spelt,
+    taken,
+    twins,
+    want_map,
+)
 
 SOURCE = {"a": torch.ones(2), "b": torch.full((2,), 2.0), "c": torch.ones(3)}
 
@@ -78,3 +91,34 @@ def test_what_is_no_map() -> None:
     ):
         with pytest.raises(TransferError, match=f"map: wanted a WeightMap, got {name}$"):
             want_map("map", wrong)
+
+
+def test_twins_are_found_inside_a_transform() -> None:
+    x, y = torch.ones(2), torch.ones(2)
+    src = {"a": x, "b": x.detach(), "c": y}
+    parts = {"one": ("a",), "two": ("b",), "three": ("c",)}
+    wanted = {"one": ("one", "two"), "two": ("one", "two"), "three": ("three",)}
+
+    found: list[dict[str, tuple[str, ...]]] = []
+
+    def value(at: Tensors) -> Tensor:
+        found.append(twins(at, parts))
+        return at["a"].sum()
+
+    value(src)
+    torch.func.grad(value)(src)
+    assert found == [wanted, wanted]
+    assert twins(src, {"one": ("a", "c"), "two": ("b", "a")}) == {"one": ("one",), "two": ("two",)}
+
+
+def test_what_is_one_tensor_stays_one_on_meta() -> None:
+    x, y = torch.ones(2), torch.ones(2)
+    dry = all_on_meta({"a": x, "b": x.detach(), "c": y})
+    assert dry["a"] is dry["b"]
+    assert dry["a"] is not dry["c"]
+    one = as_one({"a": x, "b": x.detach(), "c": x.clone(), "d": x[:1], "e": x.detach().requires_grad_()})
+    assert [name for name, each in one.items() if each is x] == ["a", "b"]
+
+
+def test_a_graph_spells_no_numbers() -> None:
+    assert (spelt(0.5), spelt(1.0), spelt(1e-6)) == ("0.5", "1", "1e-06")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,3 +37,9 @@ def test_a_pattern_that_names_nothing_is_refused(make: Callable[..., object]) ->
     for use in (make("cov.*").apply, make(["fc.*", "cov.*"]).plan):  # type: ignore[attr-defined]
         with pytest.raises(TransferError, match=rf"{make.__name__}: pattern 'cov\.\*' matches no source"):
             use(SOURCE, {})
+
+
+@pytest.mark.parametrize("choose", [select, drop])
+def test_no_patterns_are_a_slip(choose: Any) -> None:
+    with pytest.raises(TransferError, match=f"{choose.__name__}: no patterns"):
+        choose([])

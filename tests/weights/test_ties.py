@@ -159,3 +159,16 @@ def test_what_is_no_number_stays_none() -> None:
     zeros, nan = torch.zeros(4), float("nan")
     both = pool(base={"w": zeros}, a={"w": torch.arange(4.0)}, b={"w": torch.tensor([nan, 1.0, 5.0, 6.0])})
     assert ties(0.5).apply(both, {})["w"].isnan().tolist() == [True, False, False, False]
+
+
+def test_other_numbers_compile_too() -> None:
+    """A plan spells its numbers, and a graph may not know them."""
+    both = pool(base={"w": torch.zeros(9)}, a={"w": torch.arange(9.0)})
+    compiled = torch.compile(lambda src, density: ties(density).apply(src, {}), fullgraph=True, backend="aot_eager")
+    for density in (0.2, 0.3, 0.5):
+        torch.testing.assert_close(compiled(both, density), ties(density).apply(both, {}))
+
+
+def test_a_density_is_a_number() -> None:
+    with pytest.raises(TransferError, match="ties: wanted a number for 'density', got NoneType"):
+        ties(None)  # type: ignore[arg-type]

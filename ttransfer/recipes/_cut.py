@@ -24,14 +24,14 @@ def cut(model: nn.Module, at: str, *example: Tensor) -> tuple[nn.Module, nn.Modu
         model: whose parts before the place are each run by one call, one after another, as in residual networks and
             sequences of blocks; or any model, cut at the input of its last part, "head:in".
         at: a submodule's name, for its output; with ":in" behind it, for its input.
-        *example: inputs, on which the two halves are tried.
+        *example: inputs (at least one), on which the two halves are tried.
 
     Returns:
         The model up to there, in eval mode, and the rest of it, in the mode of `model`; copies both.
 
     Raises:
-        TransferError: for a name that is not there or does not run once, and where the two halves together do not give
-            what the model gives: something between its parts reads the input, or adds to it.
+        TransferError: without an example, for a name that is not there or does not run once, and where the two halves
+            together do not give what the model gives: something between its parts reads the input, or adds to it.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -47,6 +47,8 @@ def cut(model: nn.Module, at: str, *example: Tensor) -> tuple[nn.Module, nn.Modu
     modules = dict(model.named_modules())
     if place not in modules or not place:
         raise TransferError(f"cut: {type(model).__name__} has no submodule {place!r}{nearest(place, modules)}")
+    if not example:
+        raise TransferError(f"cut: no example to try the two halves on; give the model's inputs: cut(net, {at!r}, x)")
     whole = copy.deepcopy(model).eval()
     order, calls, wanted = _run(whole, place, example)
     if calls != 1:
@@ -188,8 +190,11 @@ def features(front: nn.Module, batches: Tensor | Iterable[Tensor], *, batch_size
         >>> tt.recipes.features(front, torch.randn(1000, 4)).shape
         torch.Size([1000, 8])
     """
-    if batch_size < 1:
-        raise TransferError(f"features: batch_size must be at least 1, got {batch_size}")
+    given: Any = batch_size
+    if not isinstance(given, int) or batch_size < 1:
+        raise TransferError(f"features: batch_size must be a whole number of at least 1, got {given!r}")
+    if not isinstance(cast(Any, batches), Iterable):
+        raise TransferError(f"features: wanted inputs (n, ...) or an iterable of batches, got {shown(batches)}")
     if isinstance(batches, Tensor) and batches.ndim:
         batches = batches.split(batch_size)
     found: list[Tensor] = []

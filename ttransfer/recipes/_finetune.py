@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, nearest
+from ttransfer.core import _tree as tree
 from ttransfer.core._functional import functional
 from ttransfer.core._maps import WeightMap
 from ttransfer.core._reads import flat
 from ttransfer.core._step import Step, step
 from ttransfer.core._step import ema as follow
 from ttransfer.core._term import term
-from ttransfer.core._types import Optimizer, Scalar, Term
+from ttransfer.core._types import Optimizer, Scalar, Term, Tree
 from ttransfer.optim import chain, layer_decay
 from ttransfer.recipes._layers import Layers, as_pattern
 from ttransfer.weights import transfer
@@ -125,13 +127,35 @@ def layerwise(optimizer: Optimizer, layers: Layers, decay: Scalar = 0.75, *, net
     Returns:
         An optimizer.
 
+    Raises:
+        TransferError: for no layers; where it begins, if the step trains nothing of a net of that name, or a parameter
+            of the net that is in no layer.
+
     Example:
         >>> import torch, ttransfer as tt
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
         >>> sorted(tt.recipes.layerwise(tt.optim.sgd(0.1), tt.recipes.layers(net)).hyper)
         ['decay', 'lr', 'weight_decay']
     """
+    if not layers:
+        raise TransferError("layerwise: no layers")
+    known = {f"{net}.{name}" for names in layers.values() for name in names}
     patterns = [as_pattern(names, f"{net}.") for names in layers.values()]
     # What no layer takes moves as the last one does.
-    patterns[-1] = rf"{patterns[-1]}|(?!{net}\.).*"
-    return chain(optimizer, layer_decay(patterns, decay))
+    patterns[-1] = rf"{patterns[-1]}|(?!{re.escape(net)}\.).*"
+    rule = layer_decay(patterns, decay)
+
+    def init(params: Tree) -> Tree:
+        trained = dict.fromkeys(path.partition(".")[0] for path in tree.paths(params))
+        if net not in trained:
+            raise TransferError(
+                f"layerwise: the step trains nothing of a net {net!r}, which net= names{nearest(net, trained)}"
+            )
+        if stray := [path for path in tree.paths(params) if path.startswith(f"{net}.") and path not in known]:
+            raise TransferError(
+                f"layerwise: parameter {stray[0]!r} is in none of the layers {', '.join(layers)}"
+                f"{nearest(stray[0], known)}"
+            )
+        return rule.init(params)
+
+    return chain(optimizer, rule._replace(init=init))

@@ -50,7 +50,8 @@ def lp_ft(step: Step, layers: Layers, steps: tuple[int, int], *, net: str = "net
         `in_turn`.
 
     Raises:
-        TransferError: for what are not two numbers of steps, layers of another net, or a head that the step freezes.
+        TransferError: for what are not two numbers of steps, no layers or layers of another net, or a head that the
+            step freezes.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -65,6 +66,8 @@ def lp_ft(step: Step, layers: Layers, steps: tuple[int, int], *, net: str = "net
         Ananya Kumar, Aditi Raghunathan, Robbie Jones, Tengyu Ma, Percy Liang. Fine-Tuning can Distort Pretrained
         Features and Underperform Out-of-Distribution. 2022.
     """
+    if not layers:
+        raise TransferError("lp_ft: no layers, of which the last is the head")
     _check_counts("lp_ft", steps, f"two numbers of steps, of the probe and of the whole, got {steps!r}", 2)
     probe = replace(_only("lp_ft", step, net, layers, 1), buffers={**step.spec.expression.buffers, net: "eval"})
     return {"probe": Phase(probe, steps[0]), "finetune": Phase(step, steps[1])}
@@ -85,8 +88,8 @@ def thaw(step: Step, layers: Layers, steps: int | Sequence[int], *, net: str = "
         bear to be put on those of batches, late in a run.
 
     Raises:
-        TransferError: for another number of `steps` than of layers, layers of another net, or a last layer that the
-            step freezes.
+        TransferError: for another number of `steps` than of layers, no layers or layers of another net, or a last
+            layer that the step freezes.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -98,6 +101,8 @@ def thaw(step: Step, layers: Layers, steps: int | Sequence[int], *, net: str = "
     References:
         Jeremy Howard, Sebastian Ruder. Universal Language Model Fine-tuning for Text Classification. 2018.
     """
+    if not layers:
+        raise TransferError("thaw: no layers")
     each = [steps] * len(layers) if isinstance(steps, int) else steps
     of = f"{len(layers)} numbers of steps for the layers {', '.join(layers)}, or one for all, got {steps!r}"
     _check_counts("thaw", each, of, len(layers))
@@ -112,7 +117,7 @@ def _check_counts(whose: str, steps: Any, wanted: str, count: int) -> None:
     if (
         not isinstance(steps, (list, tuple))
         or len(steps) != count
-        or not all(isinstance(n, int) and n >= 0 for n in steps)
+        or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in steps)
     ):
         raise TransferError(f"{whose}: wanted {wanted}")
 

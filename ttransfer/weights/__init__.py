@@ -7,6 +7,8 @@ from ttransfer.weights._as_reparam import as_reparam
 from ttransfer.weights._average import average, greedy_soup, wise_ft
 from ttransfer.weights._batch_statistics import batch_statistics
 from ttransfer.weights._bn_pairs import bn_pairs
+from ttransfer.weights._by_layer import by_layer
+from ttransfer.weights._by_part import by_part
 from ttransfer.weights._cast import cast
 from ttransfer.weights._chain import chain
 from ttransfer.weights._channel_groups import channel_groups
@@ -24,6 +26,7 @@ from ttransfer.weights._karcher import karcher
 from ttransfer.weights._ligo import ligo
 from ttransfer.weights._ligo_start import interlace_layers, ligo_start, stack_layers
 from ttransfer.weights._load import load
+from ttransfer.weights._load_lora import load_lora
 from ttransfer.weights._match import match, match_by_name, match_by_order, match_by_shape
 from ttransfer.weights._merge_lora import merge_lora
 from ttransfer.weights._model_stock import model_stock
@@ -39,6 +42,7 @@ from ttransfer.weights._repair import repair
 from ttransfer.weights._reset_head import reset_head
 from ttransfer.weights._reshape import reshape
 from ttransfer.weights._resize_rel_pos import resize_rel_pos, resize_rel_pos_geometric
+from ttransfer.weights._save import save
 from ttransfer.weights._select import drop, select
 from ttransfer.weights._show import show
 from ttransfer.weights._slerp import slerp
@@ -60,6 +64,8 @@ __all__ = [
     "average",
     "batch_statistics",
     "bn_pairs",
+    "by_layer",
+    "by_part",
     "cast",
     "chain",
     "channel_groups",
@@ -85,6 +91,7 @@ __all__ = [
     "ligo",
     "ligo_start",
     "load",
+    "load_lora",
     "match",
     "match_by_name",
     "match_by_order",
@@ -106,6 +113,7 @@ __all__ = [
     "reshape",
     "resize_rel_pos",
     "resize_rel_pos_geometric",
+    "save",
     "select",
     "show",
     "slerp",

@@ -13,7 +13,7 @@ from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import Reparam, WeightMap
 from ttransfer.core._types import Params
 from ttransfer.weights._pool import MARK, want_checkpoint
-from ttransfer.weights._routes import Tensors, titled
+from ttransfer.weights._routes import Tensors, as_one, titled
 
 __all__ = ["as_reparam"]
 
@@ -69,7 +69,7 @@ def as_reparam(map: WeightMap | Callable[..., WeightMap], src: Tensors, **number
     for name, value in numbers.items():
         each = keys[name]
         start.update({key: _number(key, value[k]) for k, key in each.items()} if each else {name: _number(name, value)})
-    checkpoint = dict(src)
+    checkpoint = as_one(src)
 
     def made(values: Params) -> WeightMap:
         if isinstance(map, WeightMap):

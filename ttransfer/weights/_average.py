@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import WeightMap
 from ttransfer.core._types import Params
 from ttransfer.weights._merging import Number, Numbers, merged, named, numbers, party, single
+from ttransfer.weights._numbers import want_number, want_numbers
 from ttransfer.weights._pool import members
 from ttransfer.weights._routes import Routes, Tensors, routed
 
@@ -25,7 +28,7 @@ def average(weights: Numbers | None = None) -> WeightMap:
     All members of the pool take part, a base too, unless a mapping of weights names some. The weights are divided by
     their sum, so that equal checkpoints give themselves back. Integer tensors, such as batch norm's counters, are those
     of the first in the pool that takes part. A soup of nets with batch norm wants `tt.weights.batch_statistics`
-    afterwards.
+    afterwards. Where dtypes differ the result has one that holds all.
 
     Args:
         weights: name -> number, for these checkpoints alone; or a sequence or a tensor (checkpoints,), in the order in
@@ -35,8 +38,8 @@ def average(weights: Numbers | None = None) -> WeightMap:
         A `WeightMap` from a pool to one checkpoint.
 
     Raises:
-        TransferError: for Python numbers whose sum is 0; at use, for a checkpoint that is not there, checkpoints that
-            differ in names or shapes, or another number of weights.
+        TransferError: for what are no numbers, and Python numbers whose sum is 0; at use, for a checkpoint that is not
+            there, checkpoints that differ in names or shapes, or another number of weights.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -52,6 +55,10 @@ def average(weights: Numbers | None = None) -> WeightMap:
         multiple fine-tuned models improves accuracy without increasing inference time. 2022.
     """
     plain = weights.values() if isinstance(weights, Mapping) else weights
+    if isinstance(weights, str):
+        raise TransferError(f"average: wanted numbers as weights, got {weights!r}; to name checkpoints, name -> number")
+    if weights is not None:
+        want_numbers("average", "weights", weights)
     if plain is not None and not isinstance(plain, (Tensor, float, int)):
         plain = list(plain)
         if not plain or (not any(isinstance(w, Tensor) for w in plain) and sum(map(float, plain)) == 0):
@@ -98,6 +105,7 @@ def wise_ft(alpha: Number = 0.5, *, base: str = "base", tuned: str = "tuned") ->
         Gontijo-Lopes, Hannaneh Hajishirzi, Ali Farhadi, Hongseok Namkoong, Ludwig Schmidt. Robust fine-tuning of
         zero-shot models. 2022.
     """
+    want_number("wise_ft", "alpha", alpha)
 
     def make(start: Tensor, end: Tensor) -> Tensor:
         at = single(alpha, start)
@@ -125,7 +133,8 @@ def greedy_soup(pool: Tensors, score: Callable[[Params], float | Tensor]) -> tup
         The names of the ingredients, best first, for ``average(dict.fromkeys(names, 1.0))``.
 
     Raises:
-        TransferError: for checkpoints that differ in names or shapes.
+        TransferError: for checkpoints that differ in names or shapes, and a score that is no number or NaN: leave such
+            a checkpoint out, or score it -inf.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -139,12 +148,23 @@ def greedy_soup(pool: Tensors, score: Callable[[Params], float | Tensor]) -> tup
         multiple fine-tuned models improves accuracy without increasing inference time. 2022.
     """
     party("greedy_soup", pool)
-    alone = {name: float(score(params)) for name, params in members("greedy_soup", pool).items()}
+    alone = {name: _scored(score, params, repr(name)) for name, params in members("greedy_soup", pool).items()}
     first, *others = sorted(alone, key=lambda name: -alone[name])
     chosen, best = (first,), alone[first]
     for name in others:
         tried = (*chosen, name)
-        reached = float(score(average(dict.fromkeys(tried, 1.0)).apply(pool, {})))
+        reached = _scored(score, average(dict.fromkeys(tried, 1.0)).apply(pool, {}), f"the average of {tried}")
         if reached >= best:
             chosen, best = tried, reached
     return chosen
+
+
+def _scored(score: Callable[[Params], float | Tensor], params: Params, whose: str) -> float:
+    given: Any = score(params)
+    try:
+        reached = float("" if isinstance(given, str) else given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TransferError(f"greedy_soup: wanted one number as the score of {whose}, got {shown(given)}") from error
+    if math.isnan(reached):
+        raise TransferError(f"greedy_soup: the score of {whose} is NaN, which is neither better nor worse")
+    return reached

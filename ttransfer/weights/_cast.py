@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -37,8 +38,9 @@ def cast(dtype: torch.dtype, patterns: str | Sequence[str] | None = None) -> Wei
         >>> load.plan(src, {}).made["fc.weight"].how
         'float32 -> bfloat16'
     """
-    if not dtype.is_floating_point:
-        raise TransferError(f"cast: wanted a floating-point dtype, got {dtype}")
+    given: Any = dtype
+    if not isinstance(given, torch.dtype) or not dtype.is_floating_point:
+        raise TransferError(f"cast: wanted a floating-point dtype such as torch.float16, got {dtype!r}")
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         made = {name: taken(name) for name in src}

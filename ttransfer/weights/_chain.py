@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttransfer.core._maps import Made, Plan, WeightMap
 from ttransfer.core._types import Params
-from ttransfer.weights._routes import Routes, Tensors, on_meta, planned, taken, want_map
+from ttransfer.weights._routes import Routes, Tensors, all_on_meta, planned, taken, want_map
 
 
 def chain(*maps: WeightMap) -> WeightMap:
@@ -40,7 +40,7 @@ def chain(*maps: WeightMap) -> WeightMap:
         return result
 
     def plan(src: Tensors, like: Tensors) -> Plan:
-        here, target = _meta(src), _meta(like)
+        here, target = all_on_meta(src), all_on_meta(like)
         dry = planned(Routes({name: taken(name) for name in src}), here, target)
         made, kept, lost = dry.made, set[str](), dict[str, str]()
         for i, each in enumerate(maps):
@@ -76,7 +76,3 @@ def _since(one: Made, before: dict[str, Made]) -> Made:
 
 def _told(before: list[str], now: str) -> str:
     return "; ".join(dict.fromkeys(text for text in (*before, now) if text))
-
-
-def _meta(tensors: Tensors) -> Params:
-    return {name: on_meta(tensor) for name, tensor in tensors.items()}

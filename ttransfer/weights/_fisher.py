@@ -11,8 +11,10 @@ from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core import _tree as tree
 from ttransfer.core._maps import WeightMap
 from ttransfer.core._types import Params, Tree
-from ttransfer.weights._merging import Numbers, mean_of, named, numbers, party, real, rest, wide
-from ttransfer.weights._pool import MARK
+from ttransfer.weights._batch_statistics import batches_of
+from ttransfer.weights._merging import Numbers, alike, given_for, mean_of, named, numbers, party, real, rest, wide
+from ttransfer.weights._numbers import python_number, want_numbers
+from ttransfer.weights._pool import MARK, want_checkpoint
 from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
 
 __all__ = ["empirical_fisher", "fisher", "fisher_diagonal"]
@@ -24,8 +26,8 @@ def fisher(fishers: Tensors, *, weights: Numbers | None = None, floor: float = 1
     .. math:: \theta = \sum_i \lambda_i F_i \theta_i \Big/ \sum_i \lambda_i F_i
 
     The maximum of the product of Gaussian posteriors, one around each checkpoint. Tensors without a Fisher, such as
-    running means and variances, are averaged by `weights` alone; integer tensors are those of the first in the
-    pool.
+    running means and variances, are averaged by `weights` alone; integer tensors are those of the first in the pool.
+    Tied weights stay one tensor: a Fisher under one of their names is for all of them.
 
     Args:
         fishers: a pool of the checkpoints' diagonals, under the same names: ``pool(a=fisher_diagonal(...), b=...)``.
@@ -37,8 +39,8 @@ def fisher(fishers: Tensors, *, weights: Numbers | None = None, floor: float = 1
         A `WeightMap` from a pool to one checkpoint.
 
     Raises:
-        TransferError: at use, for a Fisher that is missing, has another shape or belongs to no tensor, and as
-            `tt.weights.average` does.
+        TransferError: for a `floor` below 0; at use, for a Fisher that is missing, has another shape or belongs to no
+            tensor, two for one tensor, and as `tt.weights.average` does.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -50,30 +52,36 @@ def fisher(fishers: Tensors, *, weights: Numbers | None = None, floor: float = 1
     References:
         Michael Matena, Colin Raffel. Merging Models with Fisher-Weighted Averaging. 2022.
     """
+    want_checkpoint("fisher", fishers)
+    if weights is not None:
+        want_numbers("fisher", "weights", weights)
+    python_number("fisher", "floor", floor)
+    if not floor >= 0:
+        raise TransferError(f"fisher: floor must be at least 0, got {floor!r}")
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         who = party("fisher", src, names=named(weights))
         made: dict[str, Route] = {}
         unused = rest(src, who)
-        weighed: set[str] = set()
+        have = given_for("fisher", "Fisher", fishers, src, who)
         for name in who.tensors:
             sources = who.of(name)
-            have = [source for source in sources if source in fishers]
             if not real(src[sources[0]]):
                 made[name] = taken(sources[0])
                 unused.update(dict.fromkeys(sources[1:], f"integers are those of {who.names[0]!r}"))
-            elif not have:
-                made[name] = Route(sources, lambda *x: _weighed(x, weights, who.names), "mean: without a Fisher")
+            elif name not in have:
+                mean = "mean: without a Fisher"
+                made[name] = alike(src, sources, lambda *x: _weighed(x, weights, who.names), mean)
             else:
-                for source in sources:
+                by = have[name]
+                for source in by:
                     _check(source, src, fishers)
-                weighed.update(sources)
 
-                def make(*x: Tensor, sources: tuple[str, ...] = sources) -> Tensor:
-                    sure = [fishers[source].to(device=x[0].device, dtype=wide(x[0])) for source in sources]
+                def make(*x: Tensor, by: tuple[str, ...] = by) -> Tensor:
+                    sure = [fishers[source].to(device=x[0].device, dtype=wide(x[0])) for source in by]
                     return _weighed(x, weights, who.names, [f.clamp(min=floor) for f in sure])
 
-                made[name] = Route(sources, make, f"mean of {len(sources)} by Fisher information")
+                made[name] = alike(src, sources, make, f"mean of {len(sources)} by Fisher information")
         known = {name.partition(MARK)[0] for name in src}
         for member in dict.fromkeys(name.partition(MARK)[0] for name in fishers):
             if member not in known:
@@ -81,7 +89,7 @@ def fisher(fishers: Tensors, *, weights: Numbers | None = None, floor: float = 1
                     f"fisher: the Fishers of {member!r} belong to no checkpoint{nearest(member, known)}"
                 )
         those = [name for name in fishers if name.partition(MARK)[0] in who.names]
-        if left := [name for name in those if name not in weighed]:
+        if left := [name for name in those if name not in src or not real(src[name])]:
             raise TransferError(f"fisher: the Fisher {left[0]!r} belongs to no tensor{nearest(left[0], src)}")
         return Routes(made, unused=unused)
 
@@ -173,7 +181,8 @@ def empirical_fisher(
     Args:
         loss: (params, one example without its leading dimension) -> 0-d negative log-likelihood.
         params: where to take it.
-        batches: tensors, or dicts or tuples of tensors, rows first; they are counted by rows.
+        batches: tensors, or dicts or tuples of tensors, rows first; they are counted by rows. One tensor or one dict is
+            a batch.
         chunk: how many gradients are held at once; None holds all of a batch.
 
     Returns:
@@ -204,7 +213,7 @@ def empirical_fisher(
 def _mean_over_rows(whose: str, squares: Callable[[Tree], Params], batches: Iterable[Tree]) -> Params:
     total: Params = {}
     count = 0
-    for batch in batches:
+    for batch in batches_of(whose, batches):
         rows = _rows(batch)
         if rows:
             count += rows

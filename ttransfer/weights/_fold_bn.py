@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
+from ttransfer.weights._routes import Route, Routes, Tensors, routed, spelt, taken
 
 __all__ = ["BnPair", "fold_bn"]
 
@@ -110,7 +110,7 @@ def _folded(bn: str, pair: BnPair, src: Tensors) -> dict[str, Route]:
                 f"fold_bn: {name!r} {shown(src[name])} does not go with {weight!r} {shown(w)}, which has {count} "
                 "outputs"
             )
-    how = f"{bn} folded in, eps {pair.eps:g}"
+    how = f"{bn} folded in, eps {spelt(pair.eps)}"
     wide = torch.promote_types(w.dtype, torch.float32)
 
     def factor(var: Tensor, gamma: Tensor | None) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._merging import Numbers, merged, named, numbers, party, python_number
+from ttransfer.weights._merging import Numbers, merged, named, numbers, party
+from ttransfer.weights._numbers import python_number, want_numbers
 from ttransfer.weights._routes import Routes, Tensors, routed
 
 __all__ = ["karcher"]
@@ -43,7 +44,9 @@ def karcher(weights: Numbers | None = None, *, iterations: int = 10) -> WeightMa
     References:
         Hermann Karcher. Riemannian center of mass and mollifier smoothing. 1977.
     """
-    python_number("karcher", "iterations", iterations)
+    if weights is not None:
+        want_numbers("karcher", "weights", weights)
+    python_number("karcher", "iterations", iterations, whole=True)
     if iterations < 1:
         raise TransferError(f"karcher: wanted at least 1 iteration, got {iterations}")
 

@@ -49,7 +49,7 @@ def load(
 
     `safetensors.torch.save_file` writes tensors by dtype and name, so that the order of definition is lost; such
     a file comes sorted by name, from which `match` knows that its order means nothing. Any other comes in the order
-    of its bytes, and what `torch.save` wrote in the order of the dict.
+    of its bytes, and what `torch.save` or `tt.weights.save` wrote in the order of the dict.
 
     Args:
         path: a file, told by what is in it; an index of shards, "*.index.json"; or a folder with one of these, of

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
+from ttransfer.weights._numbers import want_number
+from ttransfer.weights._routes import Route, Routes, Tensors, routed, spelt, taken
 
 __all__ = ["merge_lora"]
 
@@ -91,17 +92,25 @@ def merge_lora(*, alpha: float | Tensor | Mapping[str, float | Tensor] | None = 
         Chen. DoRA: Weight-Decomposed Low-Rank Adaptation. 2024. (The columns of the paper are what one output takes,
         rows of torch's weights, in the authors' code and in PEFT.)
     """
+    for each in alpha.values() if isinstance(alpha, Mapping) else () if alpha is None else (alpha,):
+        want_number("merge_lora", "alpha", each)
 
     def routes(src: Tensors, like: Tensors) -> Routes:
-        lengths = {name: half for name in src if (half := _magnitude(name)) is not None}
-        halves = {name: half for name in src if name not in lengths and (half := _half(name)) is not None}
+        lengths: dict[str, _Half] = {}
+        halves: dict[str, _Half] = {}
         plain: dict[str, str] = {}
         for name in src:
-            if name in halves or name in lengths:
-                continue
-            if new := plain.get(_plain(name)):
-                raise TransferError(f"merge_lora: both {new!r} and {name!r} would become {_plain(name)!r}")
-            plain[_plain(name)] = name
+            length = _magnitude(name)
+            half = None if length is not None else _half(name)
+            if length is not None:
+                lengths[name] = length
+            elif half is not None:
+                halves[name] = half
+            elif _plain(name) in plain:
+                new = _plain(name)
+                raise TransferError(f"merge_lora: both {plain[new]!r} and {name!r} would become {new!r}")
+            else:
+                plain[_plain(name)] = name
         pairs = _with_lengths(_pairs(halves, plain), halves, lengths)
         given = alpha if isinstance(alpha, Mapping) else {}
         if stray := [name for name in given if name not in pairs]:
@@ -112,7 +121,7 @@ def merge_lora(*, alpha: float | Tensor | Mapping[str, float | Tensor] | None = 
             _fits(src, base, pair)
             one = given.get(name, rank) if isinstance(alpha, Mapping) else rank if alpha is None else alpha
             # A tensor's value is not read: it may be traced.
-            how = f"low-rank change added, times {'alpha' if isinstance(one, Tensor) else f'{one:g}'}/{rank}"
+            how = f"low-rank change added, times {'alpha' if isinstance(one, Tensor) else spelt(one)}/{rank}"
             if pair.magnitude:
                 how = f"{how}, then each {'column' if pair.table else 'output'} of the length that DoRA gives it"
             sources = (base, pair.a, pair.b, *((pair.magnitude,) if pair.magnitude else ()))
@@ -175,7 +184,8 @@ def _pairs(halves: Mapping[str, _Half], plain: Mapping[str, str]) -> dict[str, _
         if alone := [name for name in here if name not in there]:
             raise TransferError(f"merge_lora: {here[alone[0]]!r} is one factor, and the other is not there")
     for name, a in firsts.items():
-        if halves[a][2:] != halves[seconds[name]][2:]:
+        first, second = halves[a], halves[seconds[name]]
+        if first.table != second.table or first.adapter != second.adapter:
             raise TransferError(f"merge_lora: {a!r} and {seconds[name]!r} are of two adapters")
     return {name: _Pair(a, seconds[name], halves[a].table) for name, a in firsts.items()}
 

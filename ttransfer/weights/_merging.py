@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,18 +11,19 @@ from torch import Tensor
 
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.weights._pool import MARK, members
-from ttransfer.weights._routes import Route, Routes, Tensors, taken
+from ttransfer.weights._routes import Route, Routes, Tensors, identity, taken, twins
 
 __all__ = [
     "Number",
     "Numbers",
     "Party",
+    "alike",
+    "given_for",
     "mean_of",
     "merged",
     "named",
     "numbers",
     "party",
-    "python_number",
     "real",
     "rest",
     "single",
@@ -69,6 +71,8 @@ def party(whose: str, src: Tensors, *, names: Sequence[str] | None = None, base:
     for name in (*(names or ()), *((base,) if base else ())):
         if name not in found:
             raise TransferError(f"{whose}: the pool has no {name!r}{nearest(name, found)}")
+    if base and names is not None and base in names:
+        raise TransferError(f"{whose}: {base!r} is the base, and cannot be among those that were tuned from it")
     chosen = tuple(name for name in found if (name != base if names is None else name in names))
     if len(chosen) < least:
         raise TransferError(f"{whose}: wanted at least {least} checkpoints{' beside the base' if base else ''}, got "
@@ -88,7 +92,7 @@ def _check_alike(whose: str, first: str, here: Tensors, other: str, there: Tenso
             )
     for name, x in here.items():
         y = there[name]
-        if x.shape != y.shape or real(x) != real(y):
+        if x.shape != y.shape or real(x) != real(y) or x.is_complex() != y.is_complex():
             raise TransferError(
                 f"{whose}: {name!r} is {shown(x)} in {first!r} and {shown(y)} in {other!r}; make them fit first"
             )
@@ -116,20 +120,6 @@ def single(value: Number, x: Tensor) -> Number:
 
 def _plain(x: Tensor) -> torch.dtype:
     return x.real.dtype if x.is_complex() else x.dtype
-
-
-def python_number(whose: str, keyword: str, value: object) -> None:
-    """Refuse a tensor for what is read as a Python number, and so cannot be learned or swept.
-
-    Raises:
-        TransferError: with what to do.
-    """
-    if isinstance(value, Tensor):
-        raise TransferError(
-            f"{whose}: {keyword!r} is read as a Python number, and cannot be learned or swept; give it when the map is "
-            f"made: as_reparam(tt.weights.{whose}({keyword}=...), ...), or functools.partial(tt.weights.{whose}, "
-            f"{keyword}=...) where another number is learned"
-        )
 
 
 def named(weights: Numbers | None) -> tuple[str, ...] | None:
@@ -163,6 +153,37 @@ def mean_of(*tensors: Tensor) -> Tensor:
     )  # fmt: skip
 
 
+def given_for(whose: str, what: str, given: Tensors, src: Tensors, who: Party) -> dict[str, tuple[str, ...]]:
+    """Of each tensor for which something is given the names that it is under, which may be those of a twin.
+
+    named_parameters() has one name for tied weights, a state dict has all.
+
+    Args:
+        whose: the map that asks.
+        what: is given.
+        given: a pool of it.
+        src: a pool of checkpoints.
+        who: is merged.
+
+    Raises:
+        TransferError: where one tensor is given two under two names.
+    """
+    same = twins(src, {name: who.of(name) for name in who.tensors})
+    found: dict[str, tuple[str, ...]] = {}
+    for name in who.tensors:
+        have = [other for other in same[name] if any(source in given for source in who.of(other))]
+        for other in have[1:]:
+            for one, two in zip(who.of(have[0]), who.of(other), strict=True):
+                if one in given and two in given and identity(given[one]) != identity(given[two]):
+                    raise TransferError(
+                        f"{whose}: {one!r} and {two!r} are one tensor, and each has a {what} of its own; give one "
+                        "that is for all of its uses"
+                    )
+        if have:
+            found[name] = who.of(have[0])
+    return found
+
+
 def rest(src: Tensors, who: Party, why: str = "not among those that are merged") -> dict[str, str]:
     """Why tensors of members that take no part go nowhere."""
     those = {who.base, *who.names}
@@ -179,8 +200,9 @@ def merged(
 ) -> Routes:
     """The routes of a map that makes every real tensor in one way.
 
-    Integer tensors are those of the first in the pool, or of the base if there is one. Where there is a base, what
-    batch norm has counted is averaged over those that were tuned, unless the map has a way of its own.
+    Integer tensors are those of the first in the pool, or of the base if there is one. Others are of the base's dtype,
+    or of one that holds all. Where there is a base, what batch norm has counted is averaged over those that were tuned,
+    unless the map has a way of its own.
 
     Args:
         src: a pool.
@@ -197,13 +219,36 @@ def merged(
             made[name] = taken(first)
             unused.update(dict.fromkeys(others, f"integers are those of {first.partition(MARK)[0]!r}"))
         elif statistic(name) and statistics is not None:
-            made[name] = Route(who.of(name), _widely(statistics), f"{how}, as a statistic")
+            made[name] = alike(src, who.of(name), _widely(statistics), f"{how}, as a statistic", who.base and first)
         elif statistic(name) and who.base:
-            made[name] = Route(tuple(others), mean_of, "mean: a statistic")
+            made[name] = alike(src, tuple(others), mean_of, "mean: a statistic", first)
             unused[first] = "statistics are averaged over those that were tuned"
         else:
-            made[name] = Route(who.of(name), _widely(make), how)
+            made[name] = alike(src, who.of(name), _widely(make), how, who.base and first)
     return Routes(made, unused=unused)
+
+
+def alike(src: Tensors, sources: tuple[str, ...], make: Callable[..., Tensor], how: str, of: str = "") -> Route:
+    """A route for tensors that may be of several dtypes: computed in one that holds all.
+
+    Args:
+        src: a pool.
+        sources: the tensors.
+        make: gets them in one dtype.
+        how: in a few words, to which the dtypes are added if they differ.
+        of: the tensor that has the dtype of the result; "" for that which holds all.
+    """
+    dtypes = [src[source].dtype for source in sources]
+    to = src[of].dtype if of else functools.reduce(torch.promote_types, dtypes)
+    most = functools.reduce(torch.promote_types, dtypes, to)
+    if all(dtype == to for dtype in dtypes):
+        return Route(sources, make, how)
+    told = " and ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    return Route(
+        sources,
+        lambda *tensors: make(*(x.to(most) for x in tensors)).to(to),
+        f"{how}, {told} -> {str(to).removeprefix('torch.')}",
+    )
 
 
 def _widely(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -23,7 +23,7 @@ def model_stock(*, base: str = "base") -> WeightMap:
     does not bound it, and here it is held in 0 to 1.
 
     A task vector that is zero counts as orthogonal to the others. Running means and variances are averaged instead,
-    and integer tensors are the base's.
+    and integer tensors are the base's, and so are all dtypes.
 
     Args:
         base: its name in the pool.

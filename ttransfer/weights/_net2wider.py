@@ -13,7 +13,7 @@ from ttransfer._errors import TransferError
 from ttransfer.core._maps import WeightMap
 from ttransfer.core._uniform import uniform
 from ttransfer.weights._groups import Group, Wanted, checked, is_whole, numbered, passed
-from ttransfer.weights._routes import Route, Routes, Tensors, routed
+from ttransfer.weights._routes import Route, Routes, Tensors, routed, spelt
 from ttransfer.weights._widened import Wider, widened
 
 __all__ = ["net2wider", "replicas"]
@@ -70,7 +70,7 @@ def net2wider(groups: Sequence[Group], widths: Wanted[int], *, seed: int = 0, no
     found = widened("net2wider", groups, widths)
     chosen = {number: replicas(groups[number], number, width, seed) for number, width in wanted.items()}
     makes = {name: _grow(name, steps, chosen, seed, noise) for name, steps in found.items()}
-    with_noise = f", with noise {noise:g}"
+    with_noise = f", with noise {spelt(noise)}"
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         made = passed(groups, src)

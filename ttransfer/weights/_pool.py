@@ -9,7 +9,7 @@ from torch import Tensor
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import Made, Plan, WeightMap
 from ttransfer.core._types import Params
-from ttransfer.weights._routes import Tensors, on_meta, want_map
+from ttransfer.weights._routes import Tensors, all_on_meta, as_one, want_map
 
 __all__ = ["MARK", "members", "pool", "want_checkpoint", "within"]
 
@@ -46,7 +46,7 @@ def pool(checkpoints: Mapping[str, Tensors] | None = None, **more: Tensors) -> P
             raise TransferError(f"pool: {name!r} has no tensors")
         if MARK in name or not name:
             raise TransferError(f"pool: {name!r} cannot name a checkpoint: the name stands before a '{MARK}'")
-    return {f"{name}{MARK}{key}": x for name, tensors in every.items() for key, x in tensors.items()}
+    return as_one({f"{name}{MARK}{key}": x for name, tensors in every.items() for key, x in tensors.items()})
 
 
 def want_checkpoint(whose: str, src: object) -> None:
@@ -124,7 +124,7 @@ def within(member: str, map: WeightMap) -> WeightMap:
             for name, one in dry.made.items()
         }
         unused = {_in(member, name): why for name, why in dry.unused.items()}
-        result = apply({name: on_meta(x) for name, x in src.items()}, {name: on_meta(x) for name, x in like.items()})
+        result = apply(all_on_meta(src), all_on_meta(like))
         made = {name: made[name] for name in result if name in made}
         bent = {k: f"source {tuple(result[k].shape)}, target {tuple(x.shape)}" for k, x in like.items()
                 if k in made and result[k].shape != x.shape}  # fmt: skip

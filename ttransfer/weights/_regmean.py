@@ -14,8 +14,9 @@ from ttransfer.core import _tree as tree
 from ttransfer.core._maps import WeightMap
 from ttransfer.core._types import Params
 from ttransfer.weights._batch_statistics import batches_of
-from ttransfer.weights._merging import Number, mean_of, party, real, rest, single, wide
-from ttransfer.weights._pool import MARK
+from ttransfer.weights._merging import Number, alike, given_for, mean_of, party, real, rest, single, wide
+from ttransfer.weights._numbers import want_number
+from ttransfer.weights._pool import MARK, want_checkpoint
 from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
 
 __all__ = ["input_grams", "regmean"]
@@ -28,7 +29,11 @@ def regmean(grams: Tensors, *, alpha: Number = 0.9, ridge: Number = 1e-6) -> Wei
         \tilde G_i = \alpha G_i + (1 - \alpha) \operatorname{diag}(G_i), \qquad G_i = X_i^\top X_i / n_i
 
     which for alpha 1 minimises :math:`\sum_i \lVert X_i W^\top - X_i W_i^\top \rVert^2 / n_i`. A convolution is linear
-    in its patches. All else, biases too, is averaged, and integer tensors are those of the first in the pool.
+    in its patches. All else, biases too, is averaged, and integer tensors are those of the first in the pool. Where
+    dtypes differ the result has one that holds all.
+
+    Tied weights stay one tensor: a table of embeddings that is the head too is what the head's inputs make of it, for a
+    table is looked up in and multiplies nothing.
 
     Args:
         grams: a pool of (inputs, inputs) matrices under the names of weights: ``pool(a=input_grams(...), b=...)``.
@@ -40,9 +45,9 @@ def regmean(grams: Tensors, *, alpha: Number = 0.9, ridge: Number = 1e-6) -> Wei
         A `WeightMap` from a pool to one checkpoint.
 
     Raises:
-        TransferError: for another `alpha` or `ridge`; at use, for a Gram matrix that is missing, has another shape or
-            belongs to no tensor, checkpoints that differ in names or shapes, or a sum without an inverse (of which
-            torch itself complains in a compiled graph).
+        TransferError: for another `alpha` or `ridge`; at use, for no Gram matrices, one that is missing, has another
+            shape or belongs to no tensor, two for one tensor, checkpoints that differ in names or shapes, or a sum
+            without an inverse (of which torch itself complains in a compiled graph).
 
     Example:
         >>> import torch, ttransfer as tt
@@ -55,13 +60,19 @@ def regmean(grams: Tensors, *, alpha: Number = 0.9, ridge: Number = 1e-6) -> Wei
         Xisen Jin, Xiang Ren, Daniel Preotiuc-Pietro, Pengxiang Cheng. Dataless Knowledge Fusion by Merging Weights of
         Language Models. 2023.
     """
+    want_checkpoint("regmean", grams)
+    want_number("regmean", "alpha", alpha)
+    want_number("regmean", "ridge", ridge)
     if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
         raise TransferError(f"regmean: alpha must be from 0 to 1, got {alpha!r}")
-    if not isinstance(ridge, Tensor) and ridge < 0:
+    if not isinstance(ridge, Tensor) and not ridge >= 0:
         raise TransferError(f"regmean: ridge must be at least 0, got {ridge!r}")
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         who = party("regmean", src)
+        if not grams:
+            raise TransferError("regmean: no Gram matrices, without which it is an average; input_grams makes them")
+        have = given_for("regmean", "Gram matrix", grams, src, who)
         made: dict[str, Route] = {}
         unused = rest(src, who)
         for name in who.tensors:
@@ -69,12 +80,15 @@ def regmean(grams: Tensors, *, alpha: Number = 0.9, ridge: Number = 1e-6) -> Wei
             if not real(src[sources[0]]):
                 made[name] = taken(sources[0])
                 unused.update(dict.fromkeys(sources[1:], f"integers are those of {who.names[0]!r}"))
-            elif any(source in grams for source in sources):
-                for source in sources:
-                    _check(source, src, grams)
-                made[name] = Route(sources, _regression(sources, grams, alpha, ridge), "regression on the inputs")
-            else:
-                made[name] = Route(sources, mean_of, f"mean of {len(sources)}")
+                continue
+            # What a linear layer is tied to, such as a table of embeddings, is one tensor with it.
+            by = have.get(name)
+            if by is None:
+                made[name] = alike(src, sources, mean_of, f"mean of {len(sources)}")
+                continue
+            for source in by:
+                _check(source, src, grams)
+            made[name] = alike(src, sources, _regression(by, grams, alpha, ridge), "regression on the inputs")
         if left := [name for name in grams if name not in src]:
             raise TransferError(f"regmean: the Gram matrix {left[0]!r} belongs to no tensor{nearest(left[0], src)}")
         return Routes(made, unused=unused)
@@ -127,8 +141,9 @@ def _solved(name: str, total: Tensor, right: Tensor) -> Tensor:
 def input_grams(module: nn.Module, batches: Iterable[Any]) -> Params:
     r"""Run a module on batches, and return :math:`X^\top X / n` for what each linear layer and convolution was given.
 
-    The module is copied and runs in eval mode, so that nothing of it changes. Grouped convolutions are left out: they
-    have one matrix for each group, and `regmean` averages them.
+    The module is copied and runs in eval mode, so that nothing of it changes. Tied weights have one matrix under all of
+    their names, the sum over the layers that multiply by them. Grouped convolutions are left out: they have one matrix
+    for each group, and `regmean` averages them.
 
     Args:
         module: one of the checkpoints' net, with its weights.
@@ -153,6 +168,7 @@ def input_grams(module: nn.Module, batches: Iterable[Any]) -> Params:
         Language Models. 2023.
     """
     net = copy.deepcopy(module).eval()
+    tied = _tied(net)
     total: Params = {}
 
     def watch(name: str, layer: nn.Module) -> Callable[..., None]:
@@ -165,7 +181,8 @@ def input_grams(module: nn.Module, batches: Iterable[Any]) -> Params:
 
     for name, layer in net.named_modules():
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and getattr(layer, "groups", 1) == 1:
-            layer.register_forward_pre_hook(watch(f"{name}.weight".lstrip("."), layer))
+            own = f"{name}.weight".lstrip(".")
+            layer.register_forward_pre_hook(watch(tied.get(own, (own,))[0], layer))
     count = 0
     with torch.no_grad():
         for batch in batches_of("input_grams", batches):
@@ -174,7 +191,16 @@ def input_grams(module: nn.Module, batches: Iterable[Any]) -> Params:
             count += len(tree.leaves(inputs)[0])
     if not count or not total:
         raise TransferError("input_grams: no linear layer or convolution has run; give batches of inputs")
-    return {name: x / count for name, x in total.items()}
+    mean = {name: x / count for name, x in total.items()}
+    return {name: x for first, x in mean.items() for name in tied.get(first, (first,))}
+
+
+def _tied(net: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Of each parameter all names."""
+    found: dict[int, list[str]] = {}
+    for name, x in net.named_parameters(remove_duplicate=False):
+        found.setdefault(id(x), []).append(name)
+    return {name: tuple(names) for names in found.values() for name in names}
 
 
 def _patches(layer: nn.Module, x: Tensor) -> Tensor:

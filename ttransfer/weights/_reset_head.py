@@ -12,6 +12,7 @@ from ttransfer._errors import TransferError, shown
 from ttransfer.core._keyed import bits, fold
 from ttransfer.core._maps import WeightMap
 from ttransfer.weights._named import named
+from ttransfer.weights._numbers import python_number, want_number
 from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
 
 __all__ = ["reset_head"]
@@ -46,8 +47,10 @@ def reset_head(
         dtype and device are the target's.
 
     Raises:
-        TransferError: for a prior that is no probability, or beside a bias; at use for a pattern that matches no
-            target, and for a tensor of which nobody knows how it starts.
+        TransferError: for a std that is no number of at least 0, a bias that is not finite, a seed that is no int, a
+            prior that is no probability, or beside a bias; at use for a pattern that matches no
+            target, and for a tensor of which nobody knows how it starts,
+            or with another number of classes than `bias`.
 
     Example:
         >>> import torch, ttransfer as tt
@@ -65,10 +68,21 @@ def reset_head(
         Tsung-Yi Lin, Priya Goyal, Ross Girshick, Kaiming He, Piotr Dollár. Focal Loss for Dense Object Detection.
         2017.
     """
+    want_number("reset_head", "std", std)
+    want_number("reset_head", "bias", bias)
+    python_number("reset_head", "seed", seed, whole=True)
+    if prior is not None:
+        python_number("reset_head", "prior", prior)
     if prior is not None and not 0 < prior < 1:
         raise TransferError(f"reset_head: wanted a prior between 0 and 1, got {prior}")
     if prior is not None and (isinstance(bias, Tensor) or bias):
         raise TransferError("reset_head: a prior gives the bias; give one of the two")
+    if not isinstance(std, Tensor) and not 0 <= std < math.inf:
+        raise TransferError(f"reset_head: wanted a std of at least 0, got {std}")
+    if not isinstance(bias, Tensor) and not math.isfinite(bias):
+        raise TransferError(f"reset_head: wanted a finite bias, got {bias}")
+    if isinstance(std, Tensor) and std.ndim:
+        raise TransferError(f"reset_head: wanted one std for all, got {shown(std)}")
     level = bias if prior is None else -math.log((1 - prior) / prior)
 
     def routes(src: Tensors, like: Tensors) -> Routes:
@@ -90,6 +104,8 @@ def _route(name: str, like: Tensors, seed: int, std: float | Tensor, level: floa
         return Route((), _normal(x, _number(seed, name), std), f"normal, seed {seed}")
     if x.is_floating_point() and leaf == "bias" and beside is not None:
         of_a_norm = beside.ndim < 2
+        if not of_a_norm and isinstance(level, Tensor) and level.ndim and level.shape != x.shape:
+            raise TransferError(f"reset_head: bias {shown(level)} is not one for each class of {name!r} {shown(x)}")
         return Route((), _filled(x, 0.0 if of_a_norm else level), f"filled with {'0' if of_a_norm else 'the bias'}")
     if x.is_floating_point() and leaf == "weight" and x.ndim == 1:
         return Route((), _filled(x, 1.0), "filled with 1")

@@ -7,12 +7,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import NOTHING, Made, Plan, WeightMap
 from ttransfer.core._types import Params
 
-__all__ = ["Route", "Routes", "Tensors", "on_meta", "planned", "routed", "taken", "titled", "want_map"]
+__all__ = [
+    "Route",
+    "Routes",
+    "Tensors",
+    "all_on_meta",
+    "as_one",
+    "identity",
+    "on_meta",
+    "planned",
+    "routed",
+    "spelt",
+    "taken",
+    "titled",
+    "twins",
+    "want_map",
+]
 
 Tensors = Mapping[str, Tensor]
 
@@ -75,6 +91,11 @@ def titled(function: Any) -> str:
     return getattr(getattr(function, "func", function), "__name__", type(function).__name__)
 
 
+def spelt(number: float) -> str:
+    """A number for a plan; in a graph, where nobody reads plans and a number may be unknown, nothing."""
+    return "" if torch.compiler.is_compiling() else f"{number:g}"
+
+
 def routed(
     routes: Callable[[Tensors, Tensors], Routes], check: Callable[[Plan, Tensors, Tensors], None] | None = None
 ) -> WeightMap:
@@ -109,13 +130,38 @@ def _made(route: Route, src: Tensors, shared: dict[tuple[object, ...], Tensor]) 
         return tensors[0]
     if not tensors:
         return route.make()
-    key = (*map(_identity, tensors), route.how)
+    key = (*map(identity, tensors), route.how)
     if key not in shared:
         shared[key] = route.make(*tensors)
     return shared[key]
 
 
-def _identity(x: Tensor) -> object:
+def twins(src: Tensors, parts: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Result -> the results that are made of the same tensors, itself among them: what is tied in all sources."""
+    found: dict[tuple[object, ...], list[str]] = {}
+    for name, sources in parts.items():
+        found.setdefault(tuple(_beneath(src[source]) for source in sources), []).append(name)
+    return {name: tuple(names) for names in found.values() for name in names}
+
+
+def as_one(tensors: Tensors) -> Params:
+    """The same tensors, tied weights by one object: in a graph nothing else tells what is one tensor."""
+    if torch.compiler.is_compiling():
+        return dict(tensors)
+    found: dict[tuple[object, ...], Tensor] = {}
+    return {name: found.setdefault((identity(x), x.requires_grad), x) for name, x in tensors.items()}
+
+
+def _beneath(x: Tensor) -> object:
+    """The identity of a tensor of which a transform has wrapped each name by itself."""
+    if torch.compiler.is_compiling():
+        return id(x)
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    return identity(x)
+
+
+def identity(x: Tensor) -> object:
     """What tells whether two are one tensor: a module's state dict has a tensor of its own for each name."""
     if torch.compiler.is_compiling():
         return id(x)
@@ -149,6 +195,13 @@ def planned(routes: Routes, src: Tensors, like: Tensors) -> Plan:
 def _shape(route: Route, src: Tensors) -> torch.Size:
     tensors = [src[name] for name in route.sources]
     return tensors[0].shape if route.make is None else route.make(*map(on_meta, tensors)).shape
+
+
+def all_on_meta(tensors: Tensors) -> Params:
+    """Shapes and dtypes alone; what is one tensor stays one."""
+    one = as_one(tensors)
+    made = {id(x): on_meta(x) for x in one.values()}
+    return {name: made[id(x)] for name, x in one.items()}
 
 
 def on_meta(x: Tensor) -> Tensor:

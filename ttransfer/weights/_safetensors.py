@@ -13,8 +13,10 @@ from ttransfer._errors import TransferError
 from ttransfer.core._types import Params
 from ttransfer.weights._json import decoded
 
-__all__ = ["read_safetensors"]
+__all__ = ["ORDER", "RESERVED", "read_safetensors"]
 
+ORDER = "ttransfer.order"  # the note in which `save` keeps it
+RESERVED = ("format", ORDER)  # notes that are not of a tie
 MOST = 100_000_000  # bytes of a header; the safetensors package reads no longer one
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -39,7 +41,8 @@ def read_safetensors(path: Path) -> Params:
     """Read a safetensors file, each tensor a view of the mapped file.
 
     `save_file` writes tensors by dtype and within a dtype by name, so most files have lost the order of definition.
-    A file in that order is returned sorted by name, which is how `match` knows; any other in the order of its bytes.
+    A file in that order is returned sorted by name, which is how `match` knows; any other in the order of its bytes;
+    and one of `tt.weights.save` in the order that it was given.
     What `save_model` left out as tied to another tensor is that tensor again.
 
     Raises:
@@ -56,8 +59,24 @@ def read_safetensors(path: Path) -> Params:
             found = {name: file.get_tensor(name) for name in names}
     except Exception as error:  # SafetensorError, and what torch says of a dtype that it lacks
         _broken(path, str(error))
-    found |= {name: found[of] for name, of in notes.items() if name != "format" and name not in found and of in found}
+    found |= {
+        name: found[of] for name, of in notes.items() if name not in RESERVED and name not in found and of in found
+    }
+    if order := _order(notes, found):
+        return {name: found[name] for name in order}
     return {name: found[name] for name in sorted(found)} if lost else found
+
+
+def _order(notes: Mapping[str, str], found: Params) -> list[str] | None:
+    """The order that is noted, if it is one of these tensors: whoever changes a file may hand the notes on."""
+    try:
+        names = decoded(notes.get(ORDER, "{}").encode()).get("names")
+    except ValueError:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in cast(list[Any], names)):
+        return None
+    order = cast(list[str], names)
+    return order if len(order) == len(found) and set(order) == set(found) else None
 
 
 def _broken(path: Path, why: str) -> NoReturn:

@@ -56,6 +56,8 @@ def drop(patterns: str | Sequence[str]) -> WeightMap:
 
 def _choosing(whose: str, patterns: str | Sequence[str], *, takes: bool) -> WeightMap:
     wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if not wanted:
+        raise TransferError(f"{whose}: no patterns; want a regular expression for whole names, or several")
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         hit = {name: [p for p in wanted if matches(p, name)] for name in src}

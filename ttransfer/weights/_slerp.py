@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ttransfer.core._maps import WeightMap
 from ttransfer.weights._merging import Number, merged, party, single
+from ttransfer.weights._numbers import want_number
 from ttransfer.weights._routes import Routes, Tensors, routed
 
 __all__ = ["slerp"]
@@ -41,6 +42,7 @@ def slerp(t: Number = 0.5, *, base: str = "base", tuned: str = "tuned") -> Weigh
     References:
         Ken Shoemake. Animating Rotation with Quaternion Curves. 1985.
     """
+    want_number("slerp", "t", t)
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         who = party("slerp", src, names=(tuned,), base=base)

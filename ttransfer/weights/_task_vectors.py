@@ -11,9 +11,10 @@ from torch import Tensor
 from ttransfer._errors import TransferError
 from ttransfer.core._keyed import bits, fold
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._merging import Numbers, merged, named, numbers, party, python_number, real, statistic, wide
+from ttransfer.weights._merging import Numbers, merged, named, numbers, party, real, statistic, wide
+from ttransfer.weights._numbers import python_number, want_numbers
 from ttransfer.weights._pool import MARK
-from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
+from ttransfer.weights._routes import Route, Routes, Tensors, routed, spelt, taken
 
 __all__ = ["dare", "task_arithmetic"]
 
@@ -24,7 +25,7 @@ def task_arithmetic(scale: Numbers = 1.0, *, base: str = "base") -> WeightMap:
     .. math:: \theta = \theta_0 + \sum_i \lambda_i\, (\theta_i - \theta_0)
 
     Running means and variances are averaged over the tuned checkpoints instead, for a sum may make a variance
-    negative; better still is `tt.weights.batch_statistics`. Integer tensors are the base's.
+    negative; better still is `tt.weights.batch_statistics`. Integer tensors are the base's, and so are all dtypes.
 
     Args:
         scale: one number for all; or name -> number, for these checkpoints alone; or a sequence or a tensor
@@ -49,6 +50,7 @@ def task_arithmetic(scale: Numbers = 1.0, *, base: str = "base") -> WeightMap:
         Gabriel Ilharco, Marco Tulio Ribeiro, Mitchell Wortsman, Suchin Gururangan, Ludwig Schmidt, Hannaneh Hajishirzi,
         Ali Farhadi. Editing Models with Task Arithmetic. 2023.
     """
+    want_numbers("task_arithmetic", "scale", scale)
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         who = party("task_arithmetic", src, names=named(scale), base=base)
@@ -94,7 +96,7 @@ def dare(drop: float = 0.9, *, seed: int = 0, base: str = "base") -> WeightMap:
         Homologous Models as a Free Lunch. 2024.
     """
     python_number("dare", "drop", drop)
-    python_number("dare", "seed", seed)
+    python_number("dare", "seed", seed, whole=True)
     if not 0 <= drop < 1:
         raise TransferError(f"dare: drop must be from 0 up to but not 1, got {drop!r}")
 
@@ -106,7 +108,7 @@ def dare(drop: float = 0.9, *, seed: int = 0, base: str = "base") -> WeightMap:
             if member == base or not real(x) or statistic(tensor):
                 made[name] = taken(name)
             else:
-                how = f"{drop:g} of the task vector dropped, seed {seed}"
+                how = f"{spelt(drop)} of the task vector dropped, seed {seed}"
                 made[name] = Route((f"{base}{MARK}{tensor}", name), _dropping(drop, seed, name), how)
         return Routes(made)
 

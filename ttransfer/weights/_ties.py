@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError
+from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import WeightMap
-from ttransfer.weights._merging import Number, merged, named, party, python_number, real, single, statistic, wide
+from ttransfer.weights._merging import Number, merged, named, party, real, single, statistic, wide
+from ttransfer.weights._numbers import python_number, want_number, want_numbers
 from ttransfer.weights._pool import MARK
-from ttransfer.weights._routes import Routes, Tensors, routed
+from ttransfer.weights._routes import Routes, Tensors, routed, spelt
 
 __all__ = ["ties", "ties_thresholds"]
 
@@ -33,7 +35,7 @@ def ties(
 
     The paper and its code trim a whole task vector at once, so that some tensors lose more than others: give
     `thresholds` of `tt.weights.ties_thresholds` for that. Without them each tensor is trimmed by itself. Running means
-    and variances are averaged instead, and integer tensors are the base's.
+    and variances are averaged instead, and integer tensors are the base's, and so are all dtypes.
 
     Args:
         density: fraction of each tensor's entries to keep, a Python number from 0 to 1; rounded, one at least; equals
@@ -63,6 +65,11 @@ def ties(
         sign of the sum of all entries; here they are 0, as in the paper.)
     """
     _check_density("ties", density)
+    want_number("ties", "scale", scale)
+    if thresholds is not None:
+        if not isinstance(cast(object, thresholds), Mapping):
+            raise TransferError(f"ties: wanted name -> magnitude for 'thresholds', got {shown(thresholds)}")
+        want_numbers("ties", "thresholds", thresholds)
 
     def routes(src: Tensors, like: Tensors) -> Routes:
         who = party("ties", src, names=named(thresholds), base=base)
@@ -82,7 +89,7 @@ def ties(
             mean = torch.where(change.isnan().any(0), torch.nan, mean)  # which no comparison keeps
             return start + single(scale, start) * mean
 
-        trim = f"{density:g} of each kept" if thresholds is None else "trimmed to thresholds"
+        trim = f"{spelt(density)} of each kept" if thresholds is None else "trimmed to thresholds"
         return merged(src, who, f"{base} and {len(who.names)} task vectors, {trim}, signs elected", make)
 
     return routed(routes)

@@ -70,7 +70,8 @@ def layer_groups(model: nn.Module) -> Layers:
     rules = next((rules for name, rules in _FAMILIES.items() if isinstance(model, getattr(models, name))), None)
     if rules is None:
         raise TransferError(
-            f"torchvision.layer_groups: wanted one of {', '.join(_FAMILIES)}, got {type(model).__name__}; "
+            f"torchvision.layer_groups: wanted one of torchvision's {', '.join(_FAMILIES)}, got "
+            f"{type(model).__module__}.{type(model).__name__}; ttransfer_ext.timm has layer_groups for timm's, and "
             "tt.recipes.layers takes any model"
         )
     found: dict[str, list[str]] = {}
