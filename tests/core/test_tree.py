@@ -177,3 +177,9 @@ def test_cast_like() -> None:
     cast = tree.cast_like({"a": torch.ones(3), "b": [torch.ones(2)]}, like)
     expected = {"a": torch.ones(3, dtype=torch.bfloat16), "b": [torch.ones(2, dtype=torch.int64)]}
     assert worst(cast, expected) == 0.0
+
+
+def test_the_first_pattern_that_covers_a_name() -> None:
+    assert tree.first_match(("a.*", "b|a.c", "d"), ("a.c", "b", "e", "d")) == (0, 1, -1, 2)
+    with pytest.raises(TransferError, match=r"'\(' is no regular expression"):
+        tree.first_match(("(",), ("a",))

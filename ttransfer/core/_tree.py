@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -12,7 +13,8 @@ from torch.utils import _pytree as pytree
 from ttransfer._errors import TransferError, nearest
 
 __all__ = [
-    "at", "cast_like", "combine", "filter", "leaves", "lerp", "map", "matches", "partition", "paths", "unflatten"
+    "at", "cast_like", "combine", "filter", "first_match", "leaves", "lerp", "map", "matches", "partition", "paths",
+    "unflatten",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -104,6 +106,30 @@ def matches(pattern: str, name: str) -> bool:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
         raise TransferError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+def first_match(patterns: tuple[str, ...], names: tuple[str, ...]) -> tuple[int, ...]:
+    """Say of each name which pattern is the first that covers it; -1 for none. A graph has the answer as a constant.
+
+    Args:
+        patterns: regular expressions.
+        names: for example of parameters.
+
+    Example:
+        >>> first_match(("fc.*", ".*"), ("conv.weight", "fc.weight"))
+        (1, 0)
+    """
+    return _first_match(patterns, names)
+
+
+# As torch.compiler.assume_constant_result marks it, which loads the compiler: what torch 2.8 makes of expressions in a
+# graph depends on all that the process has matched before, and may fail.
+first_match.__dict__["_dynamo_marked_constant"] = True
+
+
+@functools.lru_cache(maxsize=64)  # each update asks for the same
+def _first_match(patterns: tuple[str, ...], names: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(next((i for i, pattern in enumerate(patterns) if matches(pattern, name)), -1) for name in names)
 
 
 def filter(params: Mapping[str, T], keep: str | Callable[[str], bool]) -> dict[str, T]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -55,7 +54,7 @@ def layer_decay(layers: Sequence[str], decay: Scalar = 0.75) -> Optimizer:
     def depths(params: Tree) -> dict[str, int]:
         found: dict[str, int] = {}
         paths = tuple(tree.paths(params))
-        for path, place in zip(paths, _places(patterns, paths), strict=True):
+        for path, place in zip(paths, tree.first_match(patterns, paths), strict=True):
             if place < 0:
                 raise TransferError(
                     f"optim.layer_decay: parameter {path!r} is in none of the layers {list(patterns)}; a last pattern "
@@ -85,18 +84,3 @@ def layer_decay(layers: Sequence[str], decay: Scalar = 0.75) -> Optimizer:
         return tree.unflatten(grads, scaled), state
 
     return Optimizer(init, update, declare("layer_decay", decay=decay))
-
-
-def _places(patterns: tuple[str, ...], paths: tuple[str, ...]) -> tuple[int, ...]:
-    """Say of each path which pattern is the first that matches; -1 for none."""
-    return _placed(patterns, paths)
-
-
-# As torch.compiler.assume_constant_result marks it, which loads the compiler: what torch 2.8 makes of expressions in a
-# graph depends on all that the process has matched before, and may fail.
-_places.__dict__["_dynamo_marked_constant"] = True
-
-
-@functools.lru_cache(maxsize=64)  # each step asks for the same
-def _placed(patterns: tuple[str, ...], paths: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(next((i for i, pattern in enumerate(patterns) if tree.matches(pattern, path)), -1) for path in paths)

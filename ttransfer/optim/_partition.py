@@ -56,16 +56,15 @@ def partition(optimizers: Mapping[str, Optimizer], patterns: Mapping[str, str]) 
 
     def groups(params: Tree) -> dict[str, Params]:
         found: dict[str, Params] = {label: {} for label in patterns}
-        for path, leaf in _flat(params).items():
-            for label, pattern in patterns.items():
-                if tree.matches(pattern, path):
-                    found[label][path] = leaf
-                    break
-            else:
+        leaves, labels = _flat(params), list(patterns)
+        places = tree.first_match(tuple(patterns.values()), tuple(leaves))
+        for (path, leaf), place in zip(leaves.items(), places, strict=True):
+            if place < 0:
                 raise TransferError(
                     f"optim.partition: parameter {path!r} matches none of the patterns {list(patterns.values())}; "
                     f"a last pattern '.*' takes the rest"
                 )
+            found[labels[place]][path] = leaf
         return found
 
     def init(params: Tree) -> Tree:
