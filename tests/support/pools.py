@@ -1,4 +1,4 @@
-"""Pools: which laws a map that merges breaks by design, and what tied weights in one must become."""
+"""Pools: what tied weights in one must become."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ from torch import Tensor, nn
 
 from ttransfer.core._maps import WeightMap
 from ttransfer.weights import chain
-
-_WHY = "members of a pool count in the pool's order"
-# The law turns the source round, and so the pool: the plan names the same sources in that order.
-IN_POOL_ORDER = {"plan-is-dry": _WHY}
-# Numbers that are given as a sequence go to other members then.
-NUMBERS_IN_POOL_ORDER = {**IN_POOL_ORDER, "names-decide": _WHY}
 
 
 def tied(seed: int) -> nn.Module:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 import ttransfer as tt
 from tests.support.digits import digits
-from tests.support.pools import IN_POOL_ORDER, NUMBERS_IN_POOL_ORDER
 from ttransfer._errors import TransferError
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
 from ttransfer.weights import by_layer, by_part, pool, slerp, task_arithmetic, ties, wise_ft
@@ -63,7 +62,6 @@ TRIALS = (
         reference=slow,
         examples=4,
         name="in order",
-        expected_failed_checks=NUMBERS_IN_POOL_ORDER,
     ),
     weight_map_trial(
         by_layer(task_arithmetic, LAYERS, scale=named(SCALE)),
@@ -72,7 +70,6 @@ TRIALS = (
         reference=slow,
         examples=4,
         name="by name",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
 )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ttransfer as tt
-from tests.support.pools import IN_POOL_ORDER, assert_tied, tied
+from tests.support.pools import assert_tied, tied
 from ttransfer._errors import TransferError
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
 from ttransfer.weights import average, empirical_fisher, fisher, fisher_diagonal, pool
@@ -58,7 +58,6 @@ TRIALS = (
         reference=slow({"a": 1.0, "b": 1.0}),
         examples=4,
         name="fisher",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
     weight_map_trial(
         fisher(FISHERS, weights={"a": 0.2, "b": 0.8}, floor=0.0),
@@ -67,7 +66,6 @@ TRIALS = (
         reference=slow({"a": 0.2, "b": 0.8}),
         examples=4,
         name="weighed",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
 )
 

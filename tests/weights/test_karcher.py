@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.pools import NUMBERS_IN_POOL_ORDER
 from ttransfer._errors import TransferError
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
 from ttransfer.weights import average, karcher, pool, slerp
@@ -56,7 +55,6 @@ TRIALS = (
         reference=slow,
         examples=4,
         name="karcher",
-        expected_failed_checks=NUMBERS_IN_POOL_ORDER,
     ),
 )
 

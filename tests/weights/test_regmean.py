@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pools import IN_POOL_ORDER, assert_tied, tied
+from tests.support.pools import assert_tied, tied
 from ttransfer._errors import TransferError
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
 from ttransfer.weights import average, input_grams, pool, regmean
@@ -64,7 +64,6 @@ TRIALS = (
         reference=slow(0.9),
         examples=4,
         name="regmean",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
     weight_map_trial(
         regmean(GRAMS, alpha=0.0, ridge=0.0),
@@ -73,7 +72,6 @@ TRIALS = (
         reference=slow(0.0),
         examples=4,
         name="diagonal",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
 )
 

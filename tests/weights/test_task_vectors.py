@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pools import IN_POOL_ORDER, NUMBERS_IN_POOL_ORDER
 from ttransfer._errors import TransferError
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
 from ttransfer.weights import chain, dare, pool, task_arithmetic, ties
@@ -40,9 +39,7 @@ def slow(src: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 TRIALS = (
-    weight_map_trial(
-        task_arithmetic(LAMBDA), SRC, LIKE, reference=slow, examples=4, name="sum", expected_failed_checks=IN_POOL_ORDER
-    ),
+    weight_map_trial(task_arithmetic(LAMBDA), SRC, LIKE, reference=slow, examples=4, name="sum"),
     weight_map_trial(
         task_arithmetic(torch.tensor([0.3, -0.7], dtype=torch.float64)),
         SRC,
@@ -50,7 +47,6 @@ TRIALS = (
         reference=slow,
         examples=4,
         name="tensor",
-        expected_failed_checks=NUMBERS_IN_POOL_ORDER,
     ),
     weight_map_trial(dare(0.2, seed=3), SRC, {}, verbatim=False, examples=4, name="dare"),
     weight_map_trial(
@@ -59,7 +55,6 @@ TRIALS = (
         LIKE,
         examples=4,
         name="dare and sum",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
 )
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pools import IN_POOL_ORDER
 from ttransfer._errors import TransferError
 from ttransfer.testing import parametrize_with_checks, weight_map_trial
 from ttransfer.weights import pool, ties, ties_thresholds
@@ -82,7 +81,6 @@ TRIALS = (
         reference=slow(of_each(0.5), 0.7),
         examples=4,
         name="ties",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
     weight_map_trial(
         ties(1.0, scale=0.5),
@@ -91,7 +89,6 @@ TRIALS = (
         reference=slow(lambda who, change: 0.0, 0.5),
         examples=4,
         name="untrimmed",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
     weight_map_trial(
         # Numbers are drawn with three digits: none lies on the threshold.
@@ -101,7 +98,6 @@ TRIALS = (
         reference=slow(lambda who, change: 0.4003, 0.5),
         examples=4,
         name="thresholds",
-        expected_failed_checks=IN_POOL_ORDER,
     ),
 )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttransfer.testing._law import Broken
 from ttransfer.testing._subject import for_all
 from ttransfer.testing.laws._map_subject import MapSubject, Trees, asked, first_line, place, run, told
-from ttransfer.testing.laws._map_trees import Tensors, change, clones, equal, gap, seeded, unlike
+from ttransfer.testing.laws._map_trees import Tensors, change, clones, equal, gap, seeded, turned, unlike
 
 __all__ = ["LAWS", "close_to_double"]
 
@@ -98,7 +98,7 @@ def inputs_untouched(subject: MapSubject) -> None:
 
 @asked()
 def names_decide(subject: MapSubject) -> None:
-    """The order of names in a dict does not matter.
+    """The order of names in a dict does not matter; in a pool, that of the names in each checkpoint.
 
     Broken by: zip() over the values of two dicts, the first or the last entry of one. A checkpoint may come back in
     another order.
@@ -107,8 +107,7 @@ def names_decide(subject: MapSubject) -> None:
     def test(inputs: Trees) -> None:
         here = run(subject, inputs)
         for i, tree in enumerate(inputs):
-            turned = (*inputs[:i], dict(reversed(tree.items())), *inputs[i + 1 :])
-            there = run(subject, turned)
+            there = run(subject, (*inputs[:i], turned(tree), *inputs[i + 1 :]))
             if name := unlike(here, there):
                 what = f"with the names of {subject.arguments[i]} in their order and the other way round it gives"
                 raise Broken(f"{what} this and that\n{told(subject, inputs, **two(name, here, there))}")

@@ -21,10 +21,12 @@ __all__ = [
     "seeded",
     "shapes",
     "spread",
+    "turned",
     "unlike",
 ]
 
 Tensors = dict[str, Tensor]
+MARK = "/"  # between the name of a checkpoint in a pool and a tensor's
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -117,3 +119,14 @@ def shapes(tensors: Mapping[str, Tensor]) -> str:
     """Names and shapes, in words."""
     items = [f"{name} {tuple(x.shape)}" for name, x in tensors.items()]
     return ", ".join(items[:8]) + (f", ... ({len(items)} in all)" if len(items) > 8 else "") if items else "none"
+
+
+def turned(tree: Tensors) -> Tensors:
+    """The same names the other way round; in a pool of checkpoints those of each, which stay in their order."""
+    members = dict.fromkeys(name.partition(MARK)[0] for name in tree) if all(MARK in name for name in tree) else [""]
+    return {
+        name: tree[name]
+        for member in members
+        for name in reversed(tree)
+        if not member or name.partition(MARK)[0] == member
+    }
