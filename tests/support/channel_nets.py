@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["IMAGE", "NETS", "Block", "cnn", "moved", "resnet", "vit", "with_state"]
+from ttransfer._errors import TransferError
+from ttransfer.weights import channel_groups
+
+__all__ = ["IMAGE", "NETS", "Block", "cnn", "moved", "refuses_what_is_not_finite", "resnet", "vit", "with_state"]
 
 
 class Flat(nn.Module):
@@ -204,3 +208,16 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "torch": (Torch, torch.tensor([[1, 2, 5], [0, 6, 3]])),
     "mixer": (Mixer, IMAGE[:, :, :4, 0].transpose(1, 2).contiguous()),
 }
+
+
+def refuses_what_is_not_finite(matching: Callable[..., object], wrong: float) -> None:
+    """A matching names the tensor of either net that is not finite."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    groups = channel_groups(net, torch.ones(1, 2))
+    a = {name: x.detach().clone() for name, x in net.state_dict().items()}
+    b = {name: x.clone() for name, x in a.items()}
+    b["2.weight"][0, 1] = wrong
+    told = rf"{matching.__name__}: '2.weight' \(1, 3\) float\d\d has NaN or infinite entries"
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(TransferError, match=told):
+            matching(*pair, groups)

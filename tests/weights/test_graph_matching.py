@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.channel_nets import refuses_what_is_not_finite
 from ttransfer._errors import TransferError
 from ttransfer.weights import Axis, Group, channel_groups, graph_matching, permute_channels
 from ttransfer.weights._graph_matching import _doubly_stochastic, _slope
@@ -136,13 +137,4 @@ def test_refusals() -> None:
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_named(wrong: float) -> None:
-    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
-    groups = channel_groups(net, torch.ones(1, 2))
-    a = {name: x.detach().clone() for name, x in net.state_dict().items()}
-    b = {name: x.clone() for name, x in a.items()}
-    b["2.weight"][0, 1] = wrong
-    for pair in ((a, b), (b, a)):
-        with pytest.raises(
-            TransferError, match=r"graph_matching: '2.weight' \(1, 3\) float\d\d has NaN or infinite entries"
-        ):
-            graph_matching(*pair, groups)
+    refuses_what_is_not_finite(graph_matching, wrong)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.support.channel_nets import refuses_what_is_not_finite
 from tests.support.digits import digits
 from ttransfer._errors import TransferError
 from ttransfer.core._types import Params
@@ -229,13 +230,4 @@ def test_refusals() -> None:
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_named(wrong: float) -> None:
-    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
-    groups = channel_groups(net, torch.ones(1, 2))
-    a = {name: x.detach().clone() for name, x in net.state_dict().items()}
-    b = {name: x.clone() for name, x in a.items()}
-    b["2.weight"][0, 1] = wrong
-    for pair in ((a, b), (b, a)):
-        with pytest.raises(
-            TransferError, match=r"weight_matching: '2.weight' \(1, 3\) float\d\d has NaN or infinite entries"
-        ):
-            weight_matching(*pair, groups)
+    refuses_what_is_not_finite(weight_matching, wrong)

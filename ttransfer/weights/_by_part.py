@@ -11,8 +11,8 @@ from ttransfer._errors import TransferError
 from ttransfer.core._maps import Made, Plan, WeightMap
 from ttransfer.core._tree import matches
 from ttransfer.core._types import Params
-from ttransfer.weights._parts import Part, Share, bare_names, identity, shared_out, tied
-from ttransfer.weights._routes import Tensors, want_map
+from ttransfer.weights._parts import Part, Share, bare_names, shared_out, tied
+from ttransfer.weights._routes import Tensors, identity, want_map
 
 __all__ = ["by_part", "divided"]
 

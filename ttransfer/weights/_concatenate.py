@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ttransfer._errors import TransferError, nearest, shown
+from ttransfer._errors import TransferError, shown
 from ttransfer.core._maps import WeightMap
+from ttransfer.weights._named import expanded
 from ttransfer.weights._routes import Route, Routes, Tensors, routed, taken
 
 __all__ = ["concatenate", "split"]
@@ -146,16 +146,7 @@ def _named(whose: str, pattern: str, to: str, src: Tensors) -> dict[str, str]:
     """Source name -> the name that is made of it."""
     if pattern in src and "\\" not in to:
         return {pattern: to}
-    new: dict[str, str] = {}
-    try:
-        for name in src:
-            if (found := re.fullmatch(pattern, name)) is not None:
-                new[name] = found.expand(to)
-    except (re.error, IndexError) as error:
-        raise TransferError(f"{whose}: cannot make {to!r} of pattern {pattern!r}: {error}") from error
-    if not new:
-        raise TransferError(f"{whose}: pattern {pattern!r} matches none of {len(src)} names{nearest(pattern, src)}")
-    return new
+    return expanded(whose, pattern, to, src)
 
 
 def _joined(whole: str, names: list[str], src: Tensors, dim: int) -> Route:

@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ttransfer._errors import TransferError, nearest
 from ttransfer.core._maps import WeightMap
 from ttransfer.core._tree import matches
 from ttransfer.core._types import Params
 from ttransfer.weights._pool import MARK
-from ttransfer.weights._routes import Tensors
+from ttransfer.weights._routes import Tensors, identity
 
-__all__ = ["Part", "Share", "bare_names", "identity", "shared_out", "tied"]
+__all__ = ["Part", "Share", "bare_names", "shared_out", "tied"]
 
 REST = ".*"
 
@@ -63,15 +62,6 @@ def tied(src: Tensors, bare: Mapping[str, str]) -> list[list[str]]:
     for name, key in seen.items():
         groups.setdefault(tuple(key), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
-
-
-def identity(x: Tensor) -> object:
-    """What tells whether two are one tensor."""
-    try:
-        place = x.data_ptr()
-    except RuntimeError:  # inside a transform
-        return id(x)
-    return (place, x.dtype, x.shape, x.stride()) if place else id(x)
 
 
 def shared_out(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from ttransfer._errors import TransferError, nearest, shown
 from ttransfer.core._maps import WeightMap
+from ttransfer.weights._named import expanded
 from ttransfer.weights._routes import Routes, Tensors, routed, taken
 
 
@@ -45,7 +45,7 @@ def rename(names: Mapping[str, str] | str, to: str | None = None) -> WeightMap:
             raise TransferError(f"rename: wanted a name for {old!r}, got {shown(new)}")
 
     def routes(src: Tensors, like: Tensors) -> Routes:
-        new = _by_pattern(names, to or "", src) if isinstance(names, str) else _by_name(names, src)
+        new = expanded("rename", names, to or "", src) if isinstance(names, str) else _by_name(names, src)
         found: dict[str, str] = {}
         for old in src:
             name = new.get(old, old)
@@ -70,17 +70,4 @@ def _by_name(names: Mapping[str, str], src: Tensors) -> dict[str, str]:
             raise TransferError(f"rename: the source has no {old!r}{cure}")
         # Without a new prefix, the dot behind the old one goes too.
         new.update({name: (names[old] + name[len(old) :]) if names[old] else name[len(old) + 1 :] for name in covered})
-    return new
-
-
-def _by_pattern(pattern: str, to: str, src: Tensors) -> dict[str, str]:
-    new: dict[str, str] = {}
-    try:
-        for name in src:
-            if (found := re.fullmatch(pattern, name)) is not None:
-                new[name] = found.expand(to)
-    except (re.error, IndexError) as error:
-        raise TransferError(f"rename: cannot make {to!r} of pattern {pattern!r}: {error}") from error
-    if not new:
-        raise TransferError(f"rename: pattern {pattern!r} matches none of {len(src)} names{nearest(pattern, src)}")
     return new
