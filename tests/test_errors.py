@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 
 import pytest
@@ -42,8 +43,11 @@ def test_a_long_list_is_cut() -> None:
     assert said == "; there are: " + ", ".join(f"a{i:02}" for i in range(12)) + ", ... (20 in all)"
 
 
-def test_very_many_names_take_no_longer_than_a_second() -> None:
+def test_very_many_names_are_searched_quickly() -> None:
     many = [f"encoder.layers.{i // 100}.part{i % 100}.weight" for i in range(100_000)]
+    begin = time.process_time()
+    difflib.get_close_matches("encoder.layer.7.part3.weight", many[:10_000])
+    tenth = time.process_time() - begin
     begin = time.process_time()
     assert nearest("encoder.layer.7.part3.weight", many).startswith("; did you mean 'encoder.layers.7.part3.weight'")
     assert nearest("module.layers.712.part38.weights", many).startswith(
@@ -51,7 +55,7 @@ def test_very_many_names_take_no_longer_than_a_second() -> None:
     )
     assert nearest("zzz", many).endswith("(100000 in all)")
     assert nearest("", many).endswith("(100000 in all)")
-    assert time.process_time() - begin < 8  # difflib alone takes ten for each
+    assert time.process_time() - begin < 8 * tenth  # for four searches; difflib alone takes ten tenths for each
 
 
 def test_at_most_so_many_suggestions() -> None:

@@ -25,18 +25,15 @@ def test_the_script_of_the_package_is_main() -> None:
 
 def test_help_is_quick_for_it_imports_no_torch() -> None:
     code = """
-        import json, sys, time
-        begin = time.process_time()
+        import json, sys
         from ttransfer.cli import main
         codes = [main(["--help"]), main(["check", "--help"]), main(["check", "--no-such-option"])]
-        spent = time.process_time() - begin
-        print(json.dumps([codes, spent, [m for m in ("torch", "hypothesis", "numpy") if m in sys.modules]]))
+        print(json.dumps([codes, [m for m in ("torch", "hypothesis", "numpy") if m in sys.modules]]))
     """
     command = [sys.executable, "-c", "\n".join(line[8:] for line in code.splitlines())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    codes, spent, slow = json.loads(done.stdout.splitlines()[-1])
+    codes, slow = json.loads(done.stdout.splitlines()[-1])
     assert codes == [0, 0, 2]
-    assert spent < 1.0
     assert not slow
     assert "--golden [FILE]" in done.stdout
     assert "No such option" in done.stderr

@@ -198,13 +198,16 @@ QUICK = {
 }
 
 
+PLAIN = st.lists(st.lists(st.integers(-4, 4), min_size=3, max_size=3), min_size=4, max_size=4)
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_a_draw_is_quick(name: str, draws: Draws) -> None:
-    """In processor time, which other work hardly changes; Hypothesis's own included."""
-    draws(QUICK[name], 10)
-    costs = []
-    for _ in range(6):
-        begin = time.process_time()
-        number = len(draws(QUICK[name], 30))
-        costs.append((time.process_time() - begin) / number)
-    assert min(costs) < 3e-3
+    """It costs at most some draws of twelve integers by Hypothesis itself, in processor time side by side."""
+    costs: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(5):
+        for kind, strategy in (("ours", QUICK[name]), ("plain", PLAIN)):
+            begin = time.process_time()
+            number = len(draws(strategy, 30))
+            costs[kind].append((time.process_time() - begin) / number)
+    assert min(costs["ours"]) < 8 * min(costs["plain"])  # 2.7 at most on a quiet machine
