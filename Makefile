@@ -18,7 +18,7 @@ pip := $(bin)/python -m pip install --quiet --quiet --disable-pip-version-check 
 run := OMP_NUM_THREADS=1 $(bin)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-adapt demo-distill demo-finetune demo-merge demo-segment test test-only test-dist test-all \
+.PHONY: help demo demo-adapt demo-distill demo-finetune demo-merge demo-segment test test-only test-dist test-mutants test-all \
 	test-ipex test-ipex-quick bench-ipex lint format bench bench-align bench-dist bench-losses bench-weights clean
 
 help:
@@ -37,7 +37,8 @@ help:
 	@echo "make bench-weights  a checkpoint into a model beside load_state_dict: time and memory"
 	@echo "make bench-dist  sharded steps against threads and DDP, gloo against oneCCL, what they send and keep"
 	@echo "make test-dist the table of sharded steps beside single ones, on gloo and oneCCL"
-	@echo "make test-all  test, test-dist, test-ipex, the demos and the benchmarks"
+	@echo "make test-mutants  wrong twins of right parts, all of them: how many the laws find"
+	@echo "make test-all  test, test-mutants, test-dist, test-ipex, the demos and the benchmarks"
 	@echo "make clean     remove what the above made, .venv too"
 	@echo "with torch 2.8, the oldest allowed, and IPEX, in .venv-ipex (about 7 GB):"
 	@echo "make test-ipex        all tests and the demo"
@@ -88,7 +89,11 @@ test: lint
 	@$(MAKE) --no-print-directory test-only
 
 test-only: $(VENV)/.test
-	$(run) -m pytest -q -n $(JOBS) --dist worksteal
+	$(run) -m pytest -q -n $(JOBS) --dist worksteal -m "not full"
+
+# Every wrong twin and every right one: the score that docs/design.md quotes.
+test-mutants: $(VENV)/.test
+	$(run) -m pytest -q -n $(JOBS) --dist worksteal tests/testing/test_mutants.py
 
 # How far sharded steps are from single ones, for every kind of term: docs/sharded_equality.md.
 test-dist: $(VENV)/.test
@@ -122,6 +127,7 @@ on-bench-ipex: $(VENV)/.test
 	$(bin)/python benchmarks/ipex.py --output benchmarks/ipex.txt
 
 test-all: test
+	@$(MAKE) --no-print-directory test-mutants
 	@$(MAKE) --no-print-directory test-dist
 	@$(MAKE) --no-print-directory test-ipex
 	@$(MAKE) --no-print-directory demo

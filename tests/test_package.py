@@ -99,14 +99,15 @@ def fresh_process(statement: str) -> tuple[float, set[str]]:
 
 def test_import_costs_little_more_than_torch() -> None:
     # Processor time, and the least of interleaved runs, because other work on the machine only ever adds to it.
-    # The import alone defers nearly everything, so the names behind it are held to a bound too: 1.1 on a quiet machine.
+    # The import alone defers nearly everything, so all names behind it, over 250 modules, are held to a bound too: it
+    # is 1.23 on a quiet machine.
     statements = ("import torch", "import ttransfer", TRAINING)
     for statement in statements:
         fresh_process(statement)
     runs = [[fresh_process(statement)[0] for statement in statements] for _ in range(5)]
     torch, ours, names = (min(column) for column in zip(*runs, strict=True))
     assert ours < 1.2 * torch, runs
-    assert names < 1.35 * torch, runs
+    assert names < 1.6 * torch, runs
 
 
 def test_import_leaves_the_compiler_and_the_extras_alone() -> None:
