@@ -14,22 +14,15 @@ import pytest
 import torch
 
 import ttransfer as tt
+from tests.support.examples import imported
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def adapt() -> Iterator[Any]:
-    known = set(sys.modules)
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import adapt_digits  # pyright: ignore[reportMissingImports]
-
-        yield adapt_digits
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
-        for name in {"adapt_digits", "adapt_digits_report", "mnist_to_digits"} - known:
-            sys.modules.pop(name, None)
+    with imported("adapt_digits") as module:
+        yield module
 
 
 def test_a_quick_run_makes_the_table_and_the_picture(tmp_path: pathlib.Path) -> None:

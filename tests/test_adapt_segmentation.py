@@ -12,20 +12,15 @@ import pytest
 import torch
 
 import ttransfer as tt
+from tests.support.examples import imported
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def segment() -> Iterator[Any]:
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import adapt_segmentation  # pyright: ignore[reportMissingImports]
-
-        yield adapt_segmentation
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
-        sys.modules.pop("adapt_segmentation", None)
+    with imported("adapt_segmentation") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

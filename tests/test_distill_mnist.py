@@ -13,21 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.examples import imported
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[Any]:
-    known = set(sys.modules)
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import distill_mnist  # pyright: ignore[reportMissingImports]
-
-        yield distill_mnist
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
-        for name in {"distill_mnist", "mnist_to_digits"} - known:
-            sys.modules.pop(name, None)
+    with imported("distill_mnist") as module:
+        yield module
 
 
 def test_a_short_run_makes_the_table_and_the_picture(tmp_path: pathlib.Path) -> None:

@@ -14,22 +14,15 @@ import pytest
 import torch
 
 import ttransfer as tt
+from tests.support.examples import imported
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[Any]:
-    known = set(sys.modules)
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import finetune_mnist  # pyright: ignore[reportMissingImports]
-
-        yield finetune_mnist
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
-        for name in {"finetune_mnist", "mnist_to_digits"} - known:
-            sys.modules.pop(name, None)
+    with imported("finetune_mnist") as module:
+        yield module
 
 
 def test_a_short_run_makes_the_table_and_the_picture(tmp_path: pathlib.Path) -> None:

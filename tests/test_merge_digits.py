@@ -15,22 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ttransfer as tt
+from tests.support.examples import imported
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def merge() -> Iterator[Any]:
-    known = set(sys.modules)
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import merge_digits  # pyright: ignore[reportMissingImports]
-
-        yield merge_digits
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
-        for name in {"merge_digits", "mnist_to_digits"} - known:
-            sys.modules.pop(name, None)
+    with imported("merge_digits") as module:
+        yield module
 
 
 def nets(merge: Any, count: int) -> dict[str, dict[str, Tensor]]:
